@@ -1,0 +1,1 @@
+"""Adapters: the desired set, the loader process, validation, device slots, their life."""

@@ -1,0 +1,1 @@
+"""Continuous batching: scheduler, KV cache, step plan, runner."""

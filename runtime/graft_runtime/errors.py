@@ -1,0 +1,116 @@
+"""Every error of the runtime, as one tree.
+
+    GraftRuntimeError
+    |-- ReasonedError              a source, artifact or configuration cannot be used
+    |-- ShapeError                 a caller inside the runtime passed tensors that disagree
+    |-- ChildDiedError             the engine or loader process is gone
+    `-- RequestError               a request gets this as its answer
+        |-- InvalidRequestError        400/422: a parameter cannot be honoured
+        |   `-- ContextLengthError     400/422: prompt and output do not fit the context
+        |-- ModelNotFoundError         404: absent and forbidden answer alike
+        |-- AdapterUnavailableError    503: known, not usable yet
+        |-- OverloadedError            429: the queue is full
+        |-- DrainingError              503: the pod is going down
+        |-- DeadlineError              504: took longer than allowed
+        `-- EngineDiedError            500/503: the engine failed under this request
+"""
+
+from __future__ import annotations
+
+from graft_protocol.reasons import REASONS, Reason
+
+
+class GraftRuntimeError(Exception):
+    """Base of all errors the runtime raises on purpose."""
+
+
+class ReasonedError(GraftRuntimeError):
+    """Something given to the runtime cannot be used; ``reason`` says why, and whether to retry."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether trying again without a change is pointless."""
+        return REASONS[self.reason].retry == "terminal"
+
+
+class ShapeError(GraftRuntimeError):
+    """Shapes or dtypes disagree. A caller's bug; never retried."""
+
+
+class ChildDiedError(GraftRuntimeError):
+    """A child process is gone; the supervisor starts another."""
+
+
+class RequestError(GraftRuntimeError):
+    """A request is refused or fails; each surface turns it into its own error form."""
+
+    code = "internal_error"
+    status = 500
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_seconds: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InvalidRequestError(RequestError):
+    """A known field has a value that cannot be honoured; ``param`` names it."""
+
+    code = "invalid_value"
+    status = 400
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt plus output do not fit the model's context or the whole KV pool."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFoundError(RequestError):
+    """No model or adapter of that name for this caller."""
+
+    code = "model_not_found"
+    status = 404
+
+
+class AdapterUnavailableError(RequestError):
+    """The adapter is registered but cannot serve yet."""
+
+    code = "adapter_unavailable"
+    status = 503
+
+
+class OverloadedError(RequestError):
+    """The queue is full."""
+
+    code = "overloaded"
+    status = 429
+
+
+class DrainingError(RequestError):
+    """The pod no longer takes requests."""
+
+    code = "draining"
+    status = 503
+
+
+class DeadlineError(RequestError):
+    """The request took longer than allowed."""
+
+    code = "deadline_exceeded"
+    status = 504
+
+
+class EngineDiedError(RequestError):
+    """The engine process failed while it held this request."""
+
+    code = "engine_failed"
+    status = 503

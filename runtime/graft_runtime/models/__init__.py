@@ -1,0 +1,1 @@
+"""One generic decoder built from a Hugging Face config."""

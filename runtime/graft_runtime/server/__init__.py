@@ -1,0 +1,1 @@
+"""Front doors: HTTP surfaces over one backend. Knows no tensor."""
