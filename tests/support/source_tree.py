@@ -1,0 +1,48 @@
+"""Reads the repository as text: its files, how long they are, which shapes they name."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE_FOLDERS = ("operator", "runtime", "tests", "examples", "bench", "e2e")
+PACKAGES = ("operator/graft_operator", "runtime/graft_runtime", "runtime/graft_protocol")
+
+_SHAPED_NAME = re.compile(r"[a-z][a-z0-9_]*_(?P<dims>(?:[A-Z][a-z0-9]?)+)")
+_DIMENSION = re.compile(r"[A-Z][a-z0-9]?")
+_LEGEND = re.compile(r"^# Shape legend:(?P<text>[^\n]*(?:\n#[^\n]*)*)", re.MULTILINE)
+
+
+def python_files(root: Path = ROOT) -> Iterator[Path]:
+    """Yield every Python file of the project, none of an environment or a cache."""
+    for folder in CODE_FOLDERS:
+        yield from sorted((root / folder).rglob("*.py"))
+
+
+def function_lengths(source: str) -> Iterator[tuple[str, int]]:
+    """Yield the name and the number of lines of each function, its docstring not counted."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            yield node.name, node.end_lineno - node.lineno + 1 - _docstring_lines(node)
+
+
+def _docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    if ast.get_docstring(node, clean=False) is None:
+        return 0
+    docstring = node.body[0]
+    return (docstring.end_lineno or docstring.lineno) - docstring.lineno + 1
+
+
+def named_dimensions(source: str) -> set[str]:
+    """Return the dimensions in the suffixes of variables and arguments: x_TD names T and D."""
+    names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(ast.parse(source)) if isinstance(node, ast.arg)}
+    suffixes = [match["dims"] for name in names if (match := _SHAPED_NAME.fullmatch(name))]
+    return {dimension for suffix in suffixes for dimension in _DIMENSION.findall(suffix)}
+
+
+def explained_dimensions(source: str) -> set[str]:
+    """Return the dimensions that the file's shape legends explain."""
+    legends = " ".join(match["text"] for match in _LEGEND.finditer(source))
+    return {word for word in re.findall(r"\w+", legends) if _DIMENSION.fullmatch(word)}

@@ -1,0 +1,121 @@
+"""The habits of the source tree that a linter does not see."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.source_tree import (
+    PACKAGES,
+    ROOT,
+    explained_dimensions,
+    function_lengths,
+    named_dimensions,
+    python_files,
+)
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+LOCKS = ("dev", "operator", "runtime", "uv")
+# Each lets bytes become code or was never fixed; design decisions keep them out of a pod.
+REFUSED_IN_PRODUCT = {"boto3", "cloudpickle", "dill", "diskcache", "python-multipart"}
+
+FILES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in python_files()]
+PIN = re.compile(r"^(?P<name>[a-z0-9._-]+)==(?P<version>[^ ;]+)", re.MULTILINE)
+
+
+def lock(name: str) -> str:
+    return (ROOT / "requirements" / f"{name}.txt").read_text()
+
+
+def pins(name: str) -> set[tuple[str, str]]:
+    return {(match["name"], match["version"]) for match in PIN.finditer(lock(name))}
+
+
+def project_version() -> str:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return str(project["version"])
+
+
+@pytest.mark.parametrize("folder", ["operator", "runtime", "tests"])
+def test_folders_on_the_import_path_are_no_packages(folder: str) -> None:
+    # operator/__init__.py would shadow the standard library's `operator` and break every start.
+    found = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("__init__.py")}
+    assert {path for path in found if not path.startswith(PACKAGES)} == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_says_that_it_is_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_file_is_about_one_noun(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_function_fits_a_screen(path: Path) -> None:
+    lengths = function_lengths(path.read_text())
+    assert {name: lines for name, lines in lengths if lines > MAX_FUNCTION_LINES} == {}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_every_shape_suffix_has_a_legend(path: Path) -> None:
+    source = path.read_text()
+    assert named_dimensions(source) - explained_dimensions(source) == set()
+
+
+def test_function_lengths_leave_the_docstring_out() -> None:
+    source = 'def f() -> None:\n    """One.\n\n    Two.\n    """\n    a = 1\n    return a\n'
+    assert list(function_lengths(source)) == [("f", 3)]
+
+
+def test_an_unexplained_dimension_is_found() -> None:
+    source = "# Shape legend: T tokens,\n# D/O features.\ndef f(x_TD, w_DO, y_TH2): ...\n"
+    assert named_dimensions(source) - explained_dimensions(source) == {"H2"}
+
+
+def test_constants_are_not_taken_for_shapes() -> None:
+    assert named_dimensions("MAX_TOKENS = 1\nhttp_server = 2\n") == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_carries_the_distributions_version(package: str) -> None:
+    source = (ROOT / package / "__init__.py").read_text()
+    assert f'__version__ = "{project_version()}"' in source
+
+
+def test_the_changelog_starts_with_the_distributions_version() -> None:
+    versions = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert next(name for name in versions if name != "Unreleased") == project_version()
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_holds_hashes_and_no_addresses(name: str) -> None:
+    text = lock(name)
+    assert "://" not in text
+    assert "index-url" not in text
+    entries = [entry for entry in re.split(r"\n(?=[a-z0-9])", text) if "==" in entry]
+    assert entries
+    assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
+
+
+@pytest.mark.parametrize("name", ["operator", "runtime", "uv"])
+def test_a_lock_pins_what_is_tested(name: str) -> None:
+    assert pins(name)
+    assert pins(name) - pins("dev") == set()
+
+
+@pytest.mark.parametrize("name", ["operator", "runtime"])
+def test_refused_packages_stay_out_of_the_product(name: str) -> None:
+    assert {package for package, _ in pins(name)} & REFUSED_IN_PRODUCT == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_commands_in_the_pages_exist(page: str) -> None:
+    named = set(re.findall(r"`make ([a-z-]+)", (ROOT / page).read_text()))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named
+    assert named - targets == set()
