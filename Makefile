@@ -13,7 +13,7 @@ STAMP := $(VENV)/.setup-$(shell { pwd; cat pyproject.toml requirements/dev.txt r
 CHECK_VERSION = -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "setup: Graft needs Python \
 3.11, 3.12 or 3.13, and %s is %d.%d. Remove an old $(VENV), or name another: make setup PYTHON=python3.12" % (sys.executable, *v))'
 # What `make generate` writes, checked in; `make verify` proves that it is up to date.
-GENERATED := crds docs/crds.md runtime/graft_protocol/schemas
+GENERATED := crds docs/crds.md runtime/graft_protocol/schema
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url $(if $(UPGRADE),--upgrade)
 
@@ -31,7 +31,7 @@ $(STAMP): | $(VENV)/pyvenv.cfg
 	@$(BIN)/python $(CHECK_VERSION)
 	@echo "setup 2/4: fetch the installer (uv, hash-checked)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	@echo "setup 3/4: install $$(grep -c '^[a-z0-9].*==' requirements/dev.txt) locked packages (about 2.5 GB the first time, then from uv's cache)"
+	@echo "setup 3/4: install the locked packages (about 2.5 GB the first time, then from uv's cache)"
 	@$(UV) pip sync --python $(BIN)/python --require-hashes requirements/dev.txt
 	@echo "setup 4/4: install Graft itself, editable"
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
