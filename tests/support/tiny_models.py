@@ -1,0 +1,68 @@
+"""Random decoders of a few kilobytes whose every weight matters: comparisons on them have teeth.
+
+At transformers' own initialisation norms are ones, biases zeros and logits nearly flat, so a dropped
+bias or an ignored norm changes nothing. Here matrices keep the variance of what passes through them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def make_llama(
+    tmp_path: Path, seed: int, *, max_shard_size: str = "1GB", **config_overrides: Any
+) -> Path:
+    """Save a random Llama in Hugging Face form and return its folder.
+
+    Logits have a standard deviation near 1, norm weights lie in 0.5..1.5, biases are not zero.
+    """
+    config = LlamaConfig(**(DEFAULTS | config_overrides))
+    model = LlamaForCausalLM(config)
+    scale_weights(model, seed)
+    if config.dtype is not None:
+        model.to(config.dtype)
+    folder = tmp_path / f"llama-{seed}"
+    logging.disable_progress_bar()
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def scale_weights(model: PreTrainedModel, seed: int) -> None:
+    """Draw every parameter again, scaled so that activations and logits keep unit variance."""
+    generator = torch.Generator().manual_seed(seed)
+    tied = model.config.tie_word_embeddings
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("norm.weight"):
+                weight.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith("bias"):
+                weight.normal_(0.0, 0.5, generator=generator)
+            elif "embed_tokens" in name and not tied:
+                weight.normal_(0.0, 1.0, generator=generator)
+            else:
+                weight.normal_(0.0, weight.shape[-1] ** -0.5, generator=generator)
+
+
+def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Open a saved model with transformers, the oracle of our decoder."""
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    return model.eval()
