@@ -77,6 +77,11 @@ def test_an_unexplained_dimension_is_found() -> None:
     assert named_dimensions(source) - explained_dimensions(source) == {"H2"}
 
 
+def test_a_legend_in_a_docstring_ends_with_its_paragraph() -> None:
+    source = '"""A plan.\n\nShape legend: T tokens,\nS rows.\n\nR is not explained.\n"""\n'
+    assert explained_dimensions(source) == {"T", "S"}
+
+
 def test_constants_are_not_taken_for_shapes() -> None:
     assert named_dimensions("MAX_TOKENS = 1\nhttp_server = 2\n") == set()
 

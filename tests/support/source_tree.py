@@ -11,7 +11,11 @@ PACKAGES = ("operator/graft_operator", "runtime/graft_runtime", "runtime/graft_p
 
 _SHAPED_NAME = re.compile(r"[a-z][a-z0-9_]*_(?P<dims>(?:[A-Z][a-z0-9]?)+)")
 _DIMENSION = re.compile(r"[A-Z][a-z0-9]?")
-_LEGEND = re.compile(r"^# Shape legend:(?P<text>[^\n]*(?:\n#[^\n]*)*)", re.MULTILINE)
+# In a comment or in the module's docstring: up to the first line that is blank or code.
+_LEGEND = re.compile(
+    r"^# Shape legend:.*(?:\n#.*)*|^Shape legend:.*(?:\n\w.*)*",
+    re.MULTILINE,
+)
 
 
 def python_files(root: Path = ROOT) -> Iterator[Path]:
@@ -44,5 +48,5 @@ def named_dimensions(source: str) -> set[str]:
 
 def explained_dimensions(source: str) -> set[str]:
     """Return the dimensions that the file's shape legends explain."""
-    legends = " ".join(match["text"] for match in _LEGEND.finditer(source))
+    legends = " ".join(match.group() for match in _LEGEND.finditer(source))
     return {word for word in re.findall(r"\w+", legends) if _DIMENSION.fullmatch(word)}
