@@ -39,7 +39,7 @@ class AdapterEntry(Message):
     """One revision that every pod of the service registers."""
 
     revision: str
-    """``<namespace>/<name>@<digest12>``, or ``...@pending-<spec hash>`` while `digest` is unknown."""
+    """``<namespace>/<name>@<digest12>``, or ``...@pending-<spec hash>`` without `digest`."""
     served_name: Annotated[str, Field(min_length=1, max_length=SERVED_NAME_MAX)]
     """The name under which requests ask for it."""
     aliases: tuple[str, ...] = ()
@@ -57,8 +57,8 @@ class AdapterEntry(Message):
     """Whether eviction leaves it where it is."""
     weight: Annotated[int, Field(ge=0, le=100)] = 100
     """Share of the served name's requests among its available revisions. 0 is a standby: it serves
-    only while no revision of the name with a weight is available. That is how the version before an
-    update stays in the set until the new one is proven."""
+    only while no revision of the name with a weight is available. That is how the version before
+    an update stays in the set until the new one is proven."""
     required_for_readiness: bool = False
     """Whether a pod stays unready until this revision is available (bounded by the sync timeout)."""
 

@@ -1,7 +1,8 @@
-"""Content identity: the digest of a canonical manifest of files.
+r"""Content identity: the digest of a canonical manifest of files.
 
-The manifest has one line per file, ``<path> <size> <sha256 hex>\\n``, sorted by path; the digest is
-``sha256:`` and the hex SHA-256 of those bytes. The same files give the same digest wherever they lie.
+The manifest has one line per file, ``<path> <size> <sha256 hex>\n``, sorted by path; the digest is
+``sha256:`` and the hex SHA-256 of those bytes. The same files give the same digest wherever they
+lie.
 """
 
 from __future__ import annotations

@@ -118,10 +118,14 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.SOURCE_UNAVAILABLE: ReasonInfo("The source does not answer.", "retry", _PLATFORM),
     Reason.SOURCE_CHANGED: ReasonInfo("Files changed while being read.", "retry", _TENANT),
     Reason.TRUNCATED_DOWNLOAD: ReasonInfo("Fewer bytes came than announced.", "retry", _PLATFORM),
-    Reason.CHECKSUM_MISMATCH: ReasonInfo("The bytes are not those of the digest.", "terminal", _TENANT),
+    Reason.CHECKSUM_MISMATCH: ReasonInfo(
+        "The bytes are not those of the digest.", "terminal", _TENANT
+    ),
     Reason.SIGNATURE_INVALID: ReasonInfo("The signature does not verify.", "terminal", _TENANT),
     Reason.UNSAFE_FORMAT: ReasonInfo("Only safetensors files are loaded.", "terminal", _TENANT),
-    Reason.UNSAFE_PATH: ReasonInfo("A path leaves its root or is no plain file.", "terminal", _TENANT),
+    Reason.UNSAFE_PATH: ReasonInfo(
+        "A path leaves its root or is no plain file.", "terminal", _TENANT
+    ),
     Reason.MALFORMED_ARTIFACT: ReasonInfo("A file cannot be parsed.", "terminal", _TENANT),
     Reason.UNSUPPORTED_ADAPTER_TYPE: ReasonInfo(
         "The adapter's config asks for something Graft does not do.", "terminal", _TENANT
@@ -129,12 +133,24 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.UNSUPPORTED_TARGET: ReasonInfo(
         "The adapter changes a module Graft cannot adapt.", "terminal", _TENANT
     ),
-    Reason.UNSUPPORTED_DTYPE: ReasonInfo("Weights in a dtype Graft does not read.", "terminal", _TENANT),
-    Reason.UNSUPPORTED_MODEL: ReasonInfo("The base model's family is not served.", "terminal", _SERVICE),
-    Reason.UNUSED_TENSORS: ReasonInfo("The file holds tensors nobody would use.", "terminal", _TENANT),
-    Reason.RANK_TOO_LARGE: ReasonInfo("The rank is above the service's maxRank.", "terminal", _SERVICE),
-    Reason.INVALID_CONFIG: ReasonInfo("A value in a config file is out of range.", "terminal", _TENANT),
-    Reason.SHAPE_MISMATCH: ReasonInfo("Tensor shapes do not fit the base model.", "terminal", _TENANT),
+    Reason.UNSUPPORTED_DTYPE: ReasonInfo(
+        "Weights in a dtype Graft does not read.", "terminal", _TENANT
+    ),
+    Reason.UNSUPPORTED_MODEL: ReasonInfo(
+        "The base model's family is not served.", "terminal", _SERVICE
+    ),
+    Reason.UNUSED_TENSORS: ReasonInfo(
+        "The file holds tensors nobody would use.", "terminal", _TENANT
+    ),
+    Reason.RANK_TOO_LARGE: ReasonInfo(
+        "The rank is above the service's maxRank.", "terminal", _SERVICE
+    ),
+    Reason.INVALID_CONFIG: ReasonInfo(
+        "A value in a config file is out of range.", "terminal", _TENANT
+    ),
+    Reason.SHAPE_MISMATCH: ReasonInfo(
+        "Tensor shapes do not fit the base model.", "terminal", _TENANT
+    ),
     Reason.NON_FINITE_WEIGHTS: ReasonInfo("Weights hold NaN or infinity.", "terminal", _TENANT),
     Reason.INCOMPATIBLE_BASE_MODEL: ReasonInfo(
         "The adapter was trained for another base model.", "terminal", _TENANT

@@ -49,7 +49,7 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 
 
 class RegisterAdapter(msgspec.Struct, frozen=True, tag=True):
-    """Make a revision known to the engine. ``path`` is a slot file; see `graft_runtime.adapters`."""
+    """Make a revision known to the engine. ``path`` is a slot file of `graft_runtime.adapters`."""
 
     revision: str
     path: str
@@ -125,11 +125,14 @@ class StepOutputs(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
+ResidencyState = Literal["registered", "loading", "resident", "failed", "removed"]
+
+
 class AdapterResidency(msgspec.Struct, frozen=True, tag=True):
     """A revision's place on the device changed."""
 
     revision: str
-    state: Literal["registered", "loading", "resident", "failed", "removed"]
+    state: ResidencyState
     reason: str = ""
     message: str = ""
 
@@ -209,7 +212,7 @@ class AdapterPrepared(msgspec.Struct, frozen=True, tag=True):
 
 
 class AdapterRefused(msgspec.Struct, frozen=True, tag=True):
-    """A revision cannot be used (``graft_protocol.reasons.Reason``); who asked decides on retries."""
+    """A revision cannot be used; ``reason`` is a `Reason`. Who asked decides on retries."""
 
     revision: str
     reason: str

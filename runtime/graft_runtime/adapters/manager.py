@@ -1,0 +1,307 @@
+"""The life of every revision in one pod: desired, fetched, registered, serving, drained, gone.
+
+A pure state machine: events from the desired set, the loader and the engine go in, messages for the
+loader and the engine come out. It does no I/O and reads no clock; `graft_runtime.pod` drives it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from graft_protocol.desired import AdapterEntry, Tier
+from graft_protocol.reasons import REASONS, AdapterState, Reason
+from graft_protocol.status import RevisionReport
+from graft_runtime.ipc.messages import (
+    AdapterPrepared,
+    AdapterRefused,
+    AdapterResidency,
+    PrepareAdapter,
+    RegisterAdapter,
+    ReleaseAdapter,
+    UnregisterAdapter,
+)
+
+FIRST_RETRY_SECONDS = 1.0
+LAST_RETRY_SECONDS = 60.0
+"""Retries of what may mend itself: doubling from the first to the last, then on and on."""
+
+Command = PrepareAdapter | ReleaseAdapter | RegisterAdapter | UnregisterAdapter
+
+
+class Phase(Enum):
+    """Where a revision is on its way."""
+
+    WAITING = auto()
+    FETCHING = auto()
+    REGISTERING = auto()
+    SERVING = auto()
+    DRAINING = auto()
+    FAILED = auto()
+    RESOLVED = auto()
+    """A pending revision whose digest is known; its pinned successor is served, not this one."""
+
+
+@dataclass(slots=True)
+class Revision:
+    """What is known of one revision."""
+
+    entry: AdapterEntry
+    phase: Phase = Phase.WAITING
+    prepared: AdapterPrepared | None = None
+    reason: Reason = Reason.PENDING
+    message: str = ""
+    tier: Tier | None = None
+    failures: int = 0
+    retry_at: float | None = None
+    drain_until: float | None = None
+
+    @property
+    def serves(self) -> bool:
+        """Whether a new request may use it."""
+        return self.phase is Phase.SERVING
+
+
+class AdapterManager:
+    """All revisions of one pod."""
+
+    def __init__(self, pod: str, drain_timeout_seconds: float) -> None:
+        self._pod = pod
+        self._drain_timeout_seconds = drain_timeout_seconds
+        self._revisions: dict[str, Revision] = {}
+        self._commands: deque[Command] = deque()
+        self._loader_ready = False
+        self._engine_ready = False
+
+    # What the pod asks
+
+    def take_commands(self) -> Iterator[Command]:
+        """Yield the messages to send, in order, and forget them."""
+        while self._commands:
+            yield self._commands.popleft()
+
+    def revisions(self) -> Iterable[Revision]:
+        """Return all revisions, draining ones included."""
+        return self._revisions.values()
+
+    def get(self, revision: str) -> Revision | None:
+        """Return one revision."""
+        return self._revisions.get(revision)
+
+    def reports(self, active: dict[str, int]) -> tuple[RevisionReport, ...]:
+        """Describe every revision.
+
+        Args:
+            active: Running requests per revision.
+        """
+        return tuple(
+            _report(self._revisions[name], active.get(name, 0)) for name in sorted(self._revisions)
+        )
+
+    def required_are_available(self) -> bool:
+        """Whether no revision that readiness waits for is missing."""
+        return all(
+            revision.serves
+            for revision in self._revisions.values()
+            if revision.entry.required_for_readiness and revision.phase is not Phase.DRAINING
+        )
+
+    def expired(self, now: float) -> list[str]:
+        """Return the draining revisions whose time is over: their requests are to be ended."""
+        return [
+            name
+            for name, revision in self._revisions.items()
+            if revision.drain_until is not None and revision.drain_until <= now
+        ]
+
+    def next_deadline(self) -> float | None:
+        """Return when `tick` has something to do, if ever."""
+        times = [revision.retry_at for revision in self._revisions.values()]
+        times += [revision.drain_until for revision in self._revisions.values()]
+        return min((time for time in times if time is not None), default=None)
+
+    # What happens
+
+    def set_desired(self, entries: Iterable[AdapterEntry], now: float) -> None:
+        """Follow a new desired set: start what is new, drain what is gone."""
+        wanted = {entry.revision: entry for entry in entries}
+        for entry in wanted.values():
+            self._want(entry)
+        for name, revision in list(self._revisions.items()):
+            if name not in wanted:
+                self._unwant(name, revision, now)
+
+    def loader_started(self) -> None:
+        """The loader takes work: begin, or begin again, everything that is not prepared."""
+        self._loader_ready = True
+        for revision in self._revisions.values():
+            if revision.phase in (Phase.WAITING, Phase.FETCHING):
+                self._fetch(revision)
+
+    def loader_stopped(self) -> None:
+        """The loader is gone; what it was fetching waits for the next one."""
+        self._loader_ready = False
+        for revision in self._revisions.values():
+            if revision.phase is Phase.FETCHING:
+                revision.phase, revision.reason = Phase.WAITING, Reason.PENDING
+
+    def engine_started(self) -> None:
+        """A new engine knows no adapter: register everything that is prepared."""
+        self._engine_ready = True
+        for revision in self._revisions.values():
+            if revision.phase is Phase.REGISTERING:
+                self._register(revision)
+
+    def engine_stopped(self) -> None:
+        """The engine is gone and everything it held with it."""
+        self._engine_ready = False
+        for name, revision in list(self._revisions.items()):
+            if revision.phase is Phase.DRAINING:
+                self._forget(name)
+            elif revision.phase is Phase.SERVING:
+                revision.phase, revision.reason = Phase.REGISTERING, Reason.LOADING
+                revision.tier = Tier.DISK
+
+    def on_prepared(self, event: AdapterPrepared) -> None:
+        """The loader has a revision's slot file ready."""
+        revision = self._revisions.get(event.revision)
+        if revision is None or revision.phase is not Phase.FETCHING:
+            return  # no longer wanted, or asked for again since
+        revision.prepared, revision.failures, revision.message = event, 0, ""
+        if revision.entry.digest is None:
+            revision.phase, revision.reason = Phase.RESOLVED, Reason.PENDING
+            revision.message = f"resolved to {event.digest}"
+            return
+        revision.tier = Tier.DISK
+        revision.phase, revision.reason = Phase.REGISTERING, Reason.LOADING
+        if self._engine_ready:
+            self._register(revision)
+
+    def on_refused(self, event: AdapterRefused, now: float) -> None:
+        """The loader cannot make use of a revision."""
+        revision = self._revisions.get(event.revision)
+        if revision is not None and revision.phase is Phase.FETCHING:
+            self._fail(revision, Reason(event.reason), event.message, now)
+
+    def on_residency(self, event: AdapterResidency, now: float) -> None:
+        """The engine tells where a revision is."""
+        revision = self._revisions.get(event.revision)
+        if revision is None:
+            return
+        if event.state == "removed":
+            if revision.phase is Phase.DRAINING:
+                self._forget(event.revision)
+        elif event.state == "failed":
+            self._fail(revision, Reason(event.reason), event.message, now)
+        elif event.state != "loading":
+            revision.tier = Tier.DEVICE if event.state == "resident" else Tier.DISK
+            if revision.phase is Phase.REGISTERING:
+                revision.phase, revision.reason = Phase.SERVING, Reason.AVAILABLE
+
+    def tick(self, now: float) -> None:
+        """Retry what is due."""
+        for revision in self._revisions.values():
+            if revision.retry_at is not None and revision.retry_at <= now:
+                revision.retry_at = None
+                self._fetch(revision)
+
+    # Steps
+
+    def _want(self, entry: AdapterEntry) -> None:
+        known = self._revisions.get(entry.revision)
+        if known is None:
+            known = self._revisions[entry.revision] = Revision(entry)
+            self._fetch(known)
+            return
+        source_changed = _source(known.entry) != _source(entry)
+        known.entry = entry
+        if known.phase is Phase.DRAINING:
+            # The engine may already have let go of it; registering is harmless if it has not.
+            known.drain_until = None
+            known.phase, known.reason = Phase.REGISTERING, Reason.LOADING
+            if self._engine_ready:
+                self._register(known)
+        elif source_changed and known.phase in (Phase.FAILED, Phase.WAITING, Phase.FETCHING):
+            known.failures, known.retry_at = 0, None
+            self._fetch(known)
+
+    def _unwant(self, name: str, revision: Revision, now: float) -> None:
+        if revision.phase in (Phase.SERVING, Phase.REGISTERING) and self._engine_ready:
+            revision.phase, revision.reason = Phase.DRAINING, Reason.DRAINING
+            revision.drain_until = now + self._drain_timeout_seconds
+            self._commands.append(UnregisterAdapter(name))
+        elif revision.phase is not Phase.DRAINING:
+            self._forget(name)
+
+    def _fetch(self, revision: Revision) -> None:
+        entry = revision.entry
+        if entry.digest is None and entry.resolver != self._pod:
+            return  # another pod finds the digest
+        if not self._loader_ready:
+            revision.phase, revision.reason = Phase.WAITING, Reason.PENDING
+            return
+        revision.phase, revision.reason = Phase.FETCHING, Reason.DOWNLOADING
+        revision.message = ""
+        self._commands.append(
+            PrepareAdapter(entry.revision, entry.uri, entry.digest, entry.credential)
+        )
+
+    def _register(self, revision: Revision) -> None:
+        prepared, entry = revision.prepared, revision.entry
+        if prepared is None:
+            self._fetch(revision)
+            return
+        self._commands.append(
+            RegisterAdapter(
+                entry.revision,
+                prepared.path,
+                prepared.rank,
+                prefetch=entry.tier is Tier.DEVICE or entry.pinned,
+                pinned=entry.pinned,
+            )
+        )
+
+    def _fail(self, revision: Revision, reason: Reason, message: str, now: float) -> None:
+        revision.phase, revision.reason, revision.message = Phase.FAILED, reason, message
+        if REASONS[reason].retry == "terminal":
+            return
+        delay = min(FIRST_RETRY_SECONDS * 2**revision.failures, LAST_RETRY_SECONDS)
+        revision.failures += 1
+        revision.retry_at = now + delay
+
+    def _forget(self, name: str) -> None:
+        del self._revisions[name]
+        self._commands.append(ReleaseAdapter(name))
+
+
+STATES = {
+    Phase.WAITING: AdapterState.PENDING,
+    Phase.FETCHING: AdapterState.DOWNLOADING,
+    Phase.REGISTERING: AdapterState.LOADING,
+    Phase.SERVING: AdapterState.AVAILABLE,
+    Phase.DRAINING: AdapterState.DRAINING,
+    Phase.FAILED: AdapterState.FAILED,
+    Phase.RESOLVED: AdapterState.PENDING,
+}
+
+
+def _source(entry: AdapterEntry) -> tuple[str, str | None, str | None]:
+    return entry.uri, entry.credential, entry.resolver
+
+
+def _report(revision: Revision, active_requests: int) -> RevisionReport:
+    prepared = revision.prepared
+    return RevisionReport(
+        revision=revision.entry.revision,
+        state=STATES[revision.phase],
+        reason=revision.reason,
+        message=revision.message[:1024],
+        digest=revision.entry.digest if prepared is None else prepared.digest,
+        bytes=None if prepared is None else prepared.bytes,
+        rank=None if prepared is None else prepared.rank,
+        target_modules=() if prepared is None else prepared.target_modules,
+        tier=revision.tier,
+        active_requests=active_requests,
+    )

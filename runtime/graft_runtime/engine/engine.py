@@ -1,0 +1,257 @@
+"""The engine: takes requests and adapters, and turns each step into tokens.
+
+It knows nothing of text, sockets or time; the same object runs in its own process
+(`graft_runtime.engine.process`), in tests and offline.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from graft_runtime.engine.kv_cache import BlockPool
+from graft_runtime.engine.plan import StepPlan, StepResult, build_plan
+from graft_runtime.engine.request import Request
+from graft_runtime.engine.residency import Residency, Slots
+from graft_runtime.engine.scheduler import Row, Scheduler, SchedulerLimits
+from graft_runtime.ipc.messages import (
+    AdapterResidency,
+    EngineStats,
+    FinishReason,
+    RegisterAdapter,
+    Submit,
+    TokenOutput,
+)
+
+logger = logging.getLogger(__name__)
+
+NOT_FINITE = -1
+
+
+class Handle(Protocol):
+    """A launched step."""
+
+    def result(self) -> StepResult:
+        """Wait for the step and return its tokens."""
+
+
+class Launcher(Protocol):
+    """What runs plans; see `graft_runtime.engine.runner.Runner`."""
+
+    def launch(self, plan: StepPlan) -> Handle:
+        """Start a step."""
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What the engine was built for."""
+
+    scheduler: SchedulerLimits
+    num_blocks: int
+    max_model_len: int
+    eos_ids: frozenset[int]
+
+
+@dataclass
+class Counters:
+    """What has been done since start."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+
+
+@dataclass
+class StepReport:
+    """Everything one step has to say, for one message."""
+
+    outputs: list[TokenOutput] = field(default_factory=list)
+    adapters: list[AdapterResidency] = field(default_factory=list)
+    num_tokens: int = 0
+    """Tokens computed. 0 with requests waiting means that all of them wait for adapters."""
+
+
+class Engine:
+    """Continuous batching over one model and many adapters."""
+
+    def __init__(self, limits: EngineLimits, runner: Launcher, slots: Slots) -> None:
+        self.limits = limits
+        self._runner = runner
+        self._report = StepReport()
+        self._counters = Counters()
+        self._arrivals = 0
+        self._residency = Residency(slots, self._tell)
+        self._slots = slots
+        pool = BlockPool(limits.num_blocks)
+        self._scheduler = Scheduler(limits.scheduler, pool, self._residency.slot_for)
+
+    def submit(self, message: Submit) -> None:
+        """Take a request. One that can never run is answered with an error in the next report."""
+        problem = self._problem_with(message)
+        if problem is not None:
+            self._report.outputs.append(_ended(message.request_id, "error", problem))
+            return
+        self._arrivals += 1
+        sampling = message.sampling
+        eos_ids = frozenset() if sampling.ignore_eos else self.limits.eos_ids
+        request = Request(
+            request_id=message.request_id,
+            tokens=list(message.token_ids),
+            num_prompt=len(message.token_ids),
+            sampling=sampling,
+            adapter=message.adapter,
+            arrival=self._arrivals,
+            stop_ids=eos_ids | frozenset(sampling.stop_token_ids),
+        )
+        if request.adapter is not None:
+            self._residency.acquire(request.adapter)
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request and free what it holds, whatever phase it is in."""
+        request = self._scheduler.get(request_id)
+        if request is not None:
+            self._end(request)
+
+    def register(self, message: RegisterAdapter) -> None:
+        """Make a revision known; its weights come to the device between steps."""
+        self._residency.register(message)
+
+    def unregister(self, revision: str) -> None:
+        """Take no new requests for a revision; the running ones finish with it."""
+        self._residency.unregister(revision)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something now."""
+        return bool(
+            self._scheduler.num_running
+            or self._scheduler.num_waiting
+            or self._residency.is_copying
+            or self._report.outputs
+            or self._report.adapters
+        )
+
+    def step(self) -> StepReport:
+        """Schedule, launch and retire one step; return what it produced."""
+        self._fail_hopeless()
+        self._residency.advance(self._slots_in_use())
+        rows = self._scheduler.schedule()
+        if rows:
+            self._retire(rows, self._run(rows))
+            self._counters.steps += 1
+            self._report.num_tokens = sum(row.num_tokens for row in rows)
+        report, self._report = self._report, StepReport()
+        return report
+
+    def stats(self) -> EngineStats:
+        """Return gauges and counters as of now."""
+        pool = self._scheduler.pool
+        return EngineStats(
+            running=self._scheduler.num_running,
+            waiting=self._scheduler.num_waiting,
+            kv_blocks_used=pool.num_used,
+            kv_blocks_total=pool.num_blocks,
+            device_pages_free=self._slots.free_pages,
+            prompt_tokens=self._counters.prompt_tokens,
+            generation_tokens=self._counters.generation_tokens,
+            preemptions=self._scheduler.num_preemptions,
+            steps=self._counters.steps,
+        )
+
+    def check_integrity(self) -> None:
+        """Check that nothing is lost or shared; called when the engine is idle.
+
+        Raises:
+            GraftRuntimeError: Blocks, slots or counts disagree.
+        """
+        self._scheduler.check_integrity()
+        self._residency.check_integrity()
+
+    def _tell(self, event: AdapterResidency) -> None:
+        self._report.adapters.append(event)
+
+    def _problem_with(self, message: Submit) -> str | None:
+        if not message.token_ids:
+            return "the prompt has no tokens"
+        if len(message.token_ids) >= self.limits.max_model_len:
+            return f"the prompt leaves no room in a context of {self.limits.max_model_len} tokens"
+        if message.adapter is not None and not self._residency.knows(message.adapter):
+            return f"adapter {message.adapter} is not registered"
+        if self._scheduler.get(message.request_id) is not None:
+            return "a request with this id is running"
+        return None
+
+    def _fail_hopeless(self) -> None:
+        """Answer requests whose adapter could not be loaded."""
+        for request in list(self._scheduler.requests()):
+            if request.adapter is not None and self._residency.failed(request.adapter):
+                self._end(request, "error", f"adapter {request.adapter} could not be loaded")
+
+    def _slots_in_use(self) -> set[int]:
+        return {request.slot for request in self._scheduler.requests() if request.slot}
+
+    def _run(self, rows: Sequence[Row]) -> list[tuple[int, float | None] | Exception]:
+        """Run rows; return for each that samples its token, or the error it alone caused."""
+        try:
+            return self._launch(rows)
+        except Exception as error:  # one request must never take the others down
+            if len(rows) == 1:
+                logger.exception("step failed", extra={"request_id": rows[0].request.request_id})
+                return [error]
+            logger.warning("step of %d rows failed; running each alone", len(rows))
+            return [result for row in rows for result in self._run([row])]
+
+    def _launch(self, rows: Sequence[Row]) -> list[tuple[int, float | None] | Exception]:
+        plan = build_plan(rows, self.limits.scheduler.block_size)
+        result = self._runner.launch(plan).result()
+        logprobs = result.logprobs_S
+        sampled = iter(
+            (token, None if logprobs is None else float(logprobs[index]))
+            for index, token in enumerate(result.token_ids_S.tolist())
+        )
+        return [next(sampled) if row.samples else (NOT_FINITE, None) for row in rows]
+
+    def _retire(
+        self, rows: Sequence[Row], results: Sequence[tuple[int, float | None] | Exception]
+    ) -> None:
+        for row, result in zip(rows, results, strict=True):
+            request = row.request
+            if isinstance(result, Exception):
+                self._end(request, "error", "the engine failed on this request")
+                continue
+            samples = row.samples
+            self._count(row)
+            self._scheduler.complete(row)
+            if samples:
+                self._deliver(request, *result)
+
+    def _deliver(self, request: Request, token: int, logprob: float | None) -> None:
+        if token == NOT_FINITE:
+            self._end(request, "error", "the model's output for this request is not a number")
+            return
+        self._counters.generation_tokens += 1
+        finish = request.append(token, self.limits.max_model_len)
+        logprobs = [logprob] if request.sampling.logprobs and logprob is not None else None
+        self._report.outputs.append(TokenOutput(request.request_id, [token], logprobs, finish))
+        if finish is not None:
+            self._end(request)
+
+    def _count(self, row: Row) -> None:
+        prompt_left = row.request.num_prompt - row.request.num_computed
+        self._counters.prompt_tokens += max(0, min(row.num_tokens, prompt_left))
+
+    def _end(
+        self, request: Request, finish: FinishReason | None = None, error: str | None = None
+    ) -> None:
+        self._scheduler.remove(request)
+        if request.adapter is not None:
+            self._residency.give_back(request.adapter)
+        if finish is not None:
+            self._report.outputs.append(_ended(request.request_id, finish, error))
+
+
+def _ended(request_id: str, finish: FinishReason, error: str | None) -> TokenOutput:
+    return TokenOutput(request_id, [], None, finish, error)
