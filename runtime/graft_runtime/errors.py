@@ -1,18 +1,24 @@
 """Every error of the runtime, as one tree.
 
-    GraftRuntimeError
-    |-- ReasonedError              a source, artifact or configuration cannot be used
-    |-- ShapeError                 a caller inside the runtime passed tensors that disagree
-    |-- ChildDiedError             the engine or loader process is gone
-    `-- RequestError               a request gets this as its answer
-        |-- InvalidRequestError        400/422: a parameter cannot be honoured
-        |   `-- ContextLengthError     400/422: prompt and output do not fit the context
-        |-- ModelNotFoundError         404: absent and forbidden answer alike
-        |-- AdapterUnavailableError    503: known, not usable yet
-        |-- OverloadedError            429: the queue is full
-        |-- DrainingError              503: the pod is going down
-        |-- DeadlineError              504: took longer than allowed
-        `-- EngineDiedError            500/503: the engine failed under this request
+GraftRuntimeError
+|-- ReasonedError              a source, artifact or configuration cannot be used
+|-- ShapeError                 a caller inside the runtime passed tensors that disagree
+|-- ChildDiedError             the engine or loader process is gone
+`-- RequestError               a request gets this as its answer
+    |-- InvalidRequestError        400/422: a parameter cannot be honoured
+    |   |-- ContextLengthError     400/422: prompt and output do not fit the context
+    |   `-- MalformedBodyError     400: the body is not the JSON it should be
+    |-- BodyTooLargeError          413: more bytes than allowed
+    |-- HeadersTooLargeError       431: more headers than allowed
+    |-- MediaTypeError             415: not uncompressed JSON
+    |-- SlowBodyError              408: the body did not arrive in time
+    |-- ModelNotFoundError         404: absent and forbidden answer alike
+    |-- AdapterUnavailableError    503: known, not usable yet
+    |-- OverloadedError            429: the queue is full
+    |-- NotReadyError              503: the base model is still on its way
+    |-- DrainingError              503: the pod is going down
+    |-- DeadlineError              504: took longer than allowed
+    `-- EngineDiedError            500/503: the engine failed under this request
 """
 
 from __future__ import annotations
@@ -74,6 +80,40 @@ class ContextLengthError(InvalidRequestError):
     code = "context_length_exceeded"
 
 
+class MalformedBodyError(InvalidRequestError):
+    """The body is not JSON, or holds what JSON text must not hold."""
+
+    code = "invalid_json"
+
+
+class BodyTooLargeError(RequestError):
+    """The body has more bytes than allowed; the rest was not read."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class HeadersTooLargeError(RequestError):
+    """The request has more headers, or longer ones, than allowed."""
+
+    code = "headers_too_large"
+    status = 431
+
+
+class MediaTypeError(RequestError):
+    """The body is not announced as uncompressed JSON."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class SlowBodyError(RequestError):
+    """The body did not arrive in time."""
+
+    code = "request_timeout"
+    status = 408
+
+
 class ModelNotFoundError(RequestError):
     """No model or adapter of that name for this caller."""
 
@@ -93,6 +133,13 @@ class OverloadedError(RequestError):
 
     code = "overloaded"
     status = 429
+
+
+class NotReadyError(RequestError):
+    """The base model is still being fetched or loaded."""
+
+    code = "not_ready"
+    status = 503
 
 
 class DrainingError(RequestError):

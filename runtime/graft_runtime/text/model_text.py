@@ -1,0 +1,60 @@
+"""Everything textual of one model, loaded once, in a thread, when the model's folder is known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft_runtime.errors import NotReadyError
+from graft_runtime.text.chat import ChatTemplate
+from graft_runtime.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """A model's tokenizer, and its chat template if it has one."""
+
+    tokenizer: Tokenizer
+    chat: ChatTemplate | None
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelText:
+        """Read both from a model folder.
+
+        Raises:
+            ReasonedError: A file is missing or malformed.
+        """
+        return cls(Tokenizer.load(folder), ChatTemplate.load(folder))
+
+
+class ModelTextLoader:
+    """Loads the text tools on first use; concurrent callers wait for one load."""
+
+    def __init__(self, folder: Callable[[], Path | None]) -> None:
+        """Remember where to look.
+
+        Args:
+            folder: Returns the base model's folder, None until it is on disk.
+        """
+        self._folder = folder
+        self._lock = asyncio.Lock()
+        self._loaded: ModelText | None = None
+
+    async def get(self) -> ModelText:
+        """Return the tools.
+
+        Raises:
+            NotReadyError: The model is not on disk yet.
+            ReasonedError: Its files cannot be used; the next call tries again.
+        """
+        if self._loaded is not None:
+            return self._loaded
+        folder = self._folder()
+        if folder is None:
+            raise NotReadyError("the model is still being fetched", retry_after_seconds=5)
+        async with self._lock:
+            if self._loaded is None:
+                self._loaded = await asyncio.to_thread(ModelText.load, folder)
+            return self._loaded

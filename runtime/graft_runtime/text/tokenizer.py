@@ -1,0 +1,105 @@
+"""A model folder's tokenizer: text to tokens and back.
+
+Knows neither chat nor requests. The server calls it; `encode` belongs in a worker thread, since
+long texts take long (the library releases the interpreter lock meanwhile).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from tokenizers import Tokenizer as RawTokenizer
+
+from graft_protocol.reasons import Reason
+from graft_runtime.errors import ReasonedError
+
+TOKENIZER_FILE: Final = "tokenizer.json"
+
+
+class Tokenizer:
+    """Encodes text as plain text: what looks like a control token in it stays letters.
+
+    Only `encode_trusted` reads control tokens, for text that a chat template wrote.
+    """
+
+    def __init__(self, serialized: str) -> None:
+        """Build both readings of one tokenizer.
+
+        Args:
+            serialized: The content of a ``tokenizer.json``.
+        """
+        self._trusted = _unbounded(serialized)
+        self._plain = _unbounded(serialized)
+        self._plain.encode_special_tokens = True
+        added = self._trusted.get_added_tokens_decoder()
+        self._special = {id: token.content for id, token in added.items() if token.special}
+        vocabulary = self._trusted.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(vocabulary.values(), default=-1)
+        """One more than the largest token id."""
+        self.longest_token_chars = max(map(len, vocabulary), default=1)
+        """No token stands for more characters than this."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read the tokenizer of a model folder.
+
+        Raises:
+            ReasonedError: The file is missing or not a tokenizer.
+        """
+        try:
+            return cls((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            message = f"the model has no {TOKENIZER_FILE}"
+            raise ReasonedError(Reason.UNSUPPORTED_MODEL, message) from error
+        except ValueError as error:
+            message = f"{TOKENIZER_FILE} is not a tokenizer: {error}"
+            raise ReasonedError(Reason.MALFORMED_ARTIFACT, message) from error
+
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """The texts of all control tokens."""
+        return tuple(self._special.values())
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the tokens of a user's text.
+
+        Args:
+            text: Anything; control tokens written out in it are read as letters.
+            add_special_tokens: Whether the model's own start or end tokens are put around it.
+        """
+        ids: list[int] = self._plain.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_trusted(self, text: str) -> list[int]:
+        """Return the tokens of a template's text, in which control tokens count."""
+        ids: list[int] = self._trusted.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Return the text of tokens; incomplete characters become U+FFFD."""
+        return self._trusted.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def is_special(self, id: int) -> bool:
+        """Tell whether a token is a control token."""
+        return id in self._special
+
+    def special_text(self, id: int) -> str:
+        """Return how a control token is written."""
+        return self._special[id]
+
+    def out_of_range(self, ids: Iterable[int]) -> int | None:
+        """Return the first id that is no token of this vocabulary, or None."""
+        return next((id for id in ids if not 0 <= id < self.vocab_size), None)
+
+
+def _unbounded(serialized: str) -> RawTokenizer:
+    """Read a tokenizer without the truncation and padding that training may have left in it."""
+    try:
+        tokenizer = RawTokenizer.from_str(serialized)
+    except Exception as error:  # the library raises the bare class
+        raise ValueError(str(error)) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
