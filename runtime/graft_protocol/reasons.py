@@ -32,6 +32,8 @@ class EngineState(StrEnum):
 class Reason(StrEnum):
     """Why something is as it is. `REASONS` tells for each what it means and who mends it."""
 
+    ACCEPTED = "Accepted"
+    RESOLVED = "Resolved"
     PENDING = "Pending"
     DOWNLOADING = "Downloading"
     LOADING = "Loading"
@@ -93,6 +95,8 @@ _PLATFORM = "the platform team"
 _GRAFT = "Graft itself"
 
 REASONS: dict[Reason, ReasonInfo] = {
+    Reason.ACCEPTED: ReasonInfo("The service takes it.", "none", _GRAFT),
+    Reason.RESOLVED: ReasonInfo("The content is known by its digest.", "none", _GRAFT),
     Reason.PENDING: ReasonInfo("Accepted; work has not begun.", "none", _GRAFT),
     Reason.DOWNLOADING: ReasonInfo("The files are being fetched.", "none", _GRAFT),
     Reason.LOADING: ReasonInfo("The weights are on their way into the engine.", "none", _GRAFT),

@@ -1,0 +1,65 @@
+"""Every error of the control plane, as one tree.
+
+GraftError
+|-- InvalidManifestError     a manifest cannot work as written; never retried until it changes
+|-- ClusterError             the cluster refused or failed; retried with backoff
+|   |-- NotFoundError            no such object
+|   |-- ForbiddenError           this identity may not do that
+|   |-- ConflictError            the object is not the one that was read
+|   `-- ClusterUnreachableError  no answer
+|-- RuntimeUnreachableError  a runtime pod gave no usable report; polled again
+|-- LocalModeError           `graft up` cannot run as asked
+`-- PublishError             an adapter folder cannot be published
+"""
+
+from __future__ import annotations
+
+
+class GraftError(Exception):
+    """Base of all errors the control plane raises on purpose; its text is for people."""
+
+
+class InvalidManifestError(GraftError):
+    """A manifest cannot work as written.
+
+    Args:
+        path: The field at fault, such as ``spec.model.uri``; empty for the document as a whole.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}" if path else problem)
+        self.path = path
+        self.problem = problem
+
+
+class ClusterError(GraftError):
+    """The cluster refused or failed; the object's reconcile is tried again with backoff."""
+
+
+class NotFoundError(ClusterError):
+    """The object does not exist."""
+
+
+class ForbiddenError(ClusterError):
+    """The operator's identity may not do this."""
+
+
+class ConflictError(ClusterError):
+    """The object is not, or no longer, the one that was read."""
+
+
+class ClusterUnreachableError(ClusterError):
+    """The cluster's API does not answer."""
+
+
+class RuntimeUnreachableError(GraftError):
+    """A runtime pod gave no usable report."""
+
+
+class LocalModeError(GraftError):
+    """Local mode cannot do what was asked."""
+
+
+class PublishError(GraftError):
+    """An adapter folder cannot be published."""

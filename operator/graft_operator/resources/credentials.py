@@ -1,0 +1,86 @@
+"""Credentials of sources: from a user's Secret to the credential file a pod reads."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from graft_operator.errors import InvalidManifestError
+from graft_protocol.credentials import Credential
+
+KEY_MAX = 200
+"""Longest credential key, characters; longer Secret names are hashed."""
+
+_FIELDS = {
+    "accessKeyId": "access_key_id",
+    "secretAccessKey": "secret_access_key",
+    "sessionToken": "session_token",
+    "token": "token",
+    "region": "region",
+    "endpoint": "endpoint",
+    "addressingStyle": "addressing_style",
+    "caBundle": "ca_bundle",
+    "AWS_ACCESS_KEY_ID": "access_key_id",
+    "AWS_SECRET_ACCESS_KEY": "secret_access_key",
+    "AWS_SESSION_TOKEN": "session_token",
+    "AWS_REGION": "region",
+    "AWS_DEFAULT_REGION": "region",
+    "AWS_ENDPOINT_URL": "endpoint",
+    "AWS_ENDPOINT_URL_S3": "endpoint",
+}
+"""Keys a Secret may have, in our spelling or in that of the AWS tools."""
+
+
+def credential_key(namespace: str, secret_name: str) -> str:
+    """Return the name of the credential file, without ``.json``, that holds a Secret's content.
+
+    Namespaces have no dots, so the first dot always ends the namespace.
+    """
+    key = f"{namespace}.{secret_name}"
+    if len(key) <= KEY_MAX:
+        return key
+    return f"{namespace}.{hashlib.sha256(secret_name.encode()).hexdigest()[:32]}"
+
+
+def parse_credential(secret: Mapping[str, Any]) -> Credential:
+    """Read a Secret.
+
+    Raises:
+        InvalidManifestError: No known key, or a value that is not base64 of UTF-8 text.
+    """
+    values: dict[str, str] = {}
+    for key, field in _FIELDS.items():
+        text = _value(secret, key)
+        if text:
+            values.setdefault(field, text)
+    if not values:
+        known = ", ".join(key for key in _FIELDS if not key.startswith("AWS"))
+        raise InvalidManifestError("data", f"the Secret has none of the keys {known}")
+    try:
+        return Credential.model_validate(values)
+    except ValidationError as error:
+        fields = ", ".join(str(item["loc"][0]) for item in error.errors())
+        raise InvalidManifestError("data", f"not a credential: {fields}") from error
+
+
+def _value(secret: Mapping[str, Any], key: str) -> str | None:
+    if key not in (secret.get("data") or {}):
+        return None
+    try:
+        return base64.b64decode(secret["data"][key], validate=True).decode().strip()
+    except (binascii.Error, UnicodeDecodeError, TypeError, ValueError) as error:
+        raise InvalidManifestError(f"data.{key}", "not base64 of UTF-8 text") from error
+
+
+def with_plain_data(secret: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the Secret with ``stringData`` folded into ``data``, as an API server stores it."""
+    folded = {key: value for key, value in secret.items() if key != "stringData"}
+    plain = secret.get("stringData") or {}
+    encoded = {key: base64.b64encode(str(value).encode()).decode() for key, value in plain.items()}
+    folded["data"] = {**(secret.get("data") or {}), **encoded}
+    return folded

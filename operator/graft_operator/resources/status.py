@@ -1,0 +1,130 @@
+"""The statuses of both kinds: bounded, written by the operator alone, read by anyone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from graft_operator.constants import ENDPOINTS_MAX, FAILURES_MAX
+from graft_operator.resources.meta import Condition, Open
+
+Text = Annotated[str, Field(max_length=1024)]
+Conditions = Annotated[
+    tuple[Condition, ...],
+    Field(
+        max_length=16,
+        json_schema_extra={
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["type"],
+        },
+    ),
+]
+
+
+class ResolvedModel(Open):
+    """The base model as the pods found it."""
+
+    digest: Text | None = None
+    """Content identity."""
+    bytes: int | None = None
+    """Size of its files, bytes."""
+
+
+class AdapterCounts(Open):
+    """The service's adapters in numbers."""
+
+    registered: int = 0
+    """Accepted and part of the desired set."""
+    ready: int = 0
+    """A request for it succeeds now."""
+    failed: int = 0
+    """Its wanted revision cannot be loaded."""
+    set_hash: Text = ""
+    """Names the desired set."""
+    pods_in_sync: int = 0
+    """Pods that report this set."""
+
+
+class ServiceStatus(Open):
+    """What is true of an InferenceService."""
+
+    observed_generation: int = 0
+    """The generation of the spec all this was decided for."""
+    conditions: Conditions = ()
+    """`Accepted`, `Available`, `Progressing`, `AdaptersSynced` and `Ready`, the summary."""
+    url: Text = ""
+    """Where the service listens."""
+    endpoints: Annotated[tuple[Text, ...], Field(max_length=ENDPOINTS_MAX)] = ()
+    """Addresses of single ready pods, the first few."""
+    replicas: int = 0
+    """Pods that exist."""
+    ready_replicas: int = 0
+    """Pods that take requests."""
+    updated_replicas: int = 0
+    """Pods started from the current configuration."""
+    selector: Text = ""
+    """Label selector of the pods."""
+    template_revision: int = 0
+    """Version of the pod template."""
+    resolved_model: ResolvedModel | None = None
+    """The base model as the pods found it."""
+    adapters: AdapterCounts = AdapterCounts()
+    """The service's adapters in numbers."""
+
+
+class RevisionStatus(Open):
+    """One version of an adapter's content."""
+
+    id: Text
+    """`<namespace>/<name>@<digest12>`, or `@pending-...` while the digest is unknown."""
+    digest: Text | None = None
+    """Content identity."""
+    uri: Text
+    """Where this version's files are."""
+    credential: Text | None = None
+    """Key of the credential that opens them."""
+    source_hash: Text
+    """Names the source as the spec had it, so that a changed spec is noticed."""
+    bytes: int | None = None
+    """Size of its files, bytes."""
+    rank: int | None = None
+    """Largest rank of any module."""
+    target_modules: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
+    """Kinds of modules it changes."""
+    ready_replicas: int = 0
+    """Ready pods that can serve it."""
+
+
+class Failure(Open):
+    """One kind of failure, however many pods have it."""
+
+    reason: Text
+    """Why, as one word."""
+    message: Text
+    """Why, for people, as one of the pods said it."""
+    pods: int
+    """How many pods."""
+    example: Text
+    """One of them."""
+
+
+class AdapterStatus(Open):
+    """What is true of a LoraAdapter."""
+
+    observed_generation: int = 0
+    """The generation of the spec all this was decided for."""
+    conditions: Conditions = ()
+    """`Accepted`, `Resolved`, `Loaded` (the wanted revision) and `Ready` (a request succeeds)."""
+    served_name: Text = ""
+    """The name requests use."""
+    current_revision: RevisionStatus | None = None
+    """The version that every ready pod was last seen to serve."""
+    candidate_revision: RevisionStatus | None = None
+    """The version on its way in; the current one serves until it is there."""
+    desired_replicas: int = 0
+    """Ready pods of the service."""
+    ready_replicas: int = 0
+    """Those on which a request for this adapter succeeds."""
+    failures: Annotated[tuple[Failure, ...], Field(max_length=FAILURES_MAX)] = ()
+    """What goes wrong, the most frequent first."""

@@ -1,0 +1,284 @@
+"""The specs of InferenceService and LoraAdapter, `serving.graft.dev/v1alpha1`.
+
+The source of the CRDs and of their reference: a docstring here is a description there. A field is
+here only when it works. Statuses are in `status`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE
+from graft_operator.resources.meta import Closed, ObjectKey, ObjectMeta
+from graft_operator.resources.status import AdapterStatus, ServiceStatus
+from graft_protocol.desired import Tier
+from graft_protocol.digest import DIGEST_PATTERN
+
+NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+MODEL_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$"
+URI_PATTERN = r"^(s3|file)://[^\s@?#]+$"
+ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+$"
+ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+NO_DOT_DOT = {
+    "x-kubernetes-validations": [
+        {
+            "rule": "!self.split('/').exists(part, part == '..')",
+            "message": "must not contain '..'",
+        }
+    ]
+}
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Bytes = Annotated[int, Field(ge=1, le=2**53)]
+Seconds = Annotated[float, Field(ge=0.1, le=86_400)]
+Uri = Annotated[str, Field(pattern=URI_PATTERN, max_length=1024, json_schema_extra=NO_DOT_DOT)]
+Digest = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
+ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
+Namespace = Annotated[str, Field(min_length=1, max_length=63)]
+ServedName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=128)]
+ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN, max_length=128)]
+Endpoint = Annotated[str, Field(pattern=ENDPOINT_PATTERN, max_length=256)]
+
+
+class SecretRef(Closed):
+    """A Secret in the object's own namespace."""
+
+    name: ObjectName
+    """Name of the Secret. Keys: `accessKeyId`, `secretAccessKey`, `sessionToken`, `token`,
+    `region`, `endpoint`, `addressingStyle`, `caBundle`, or the names the AWS tools use."""
+
+
+class ModelSpec(Closed):
+    """The base model."""
+
+    uri: Uri
+    """Where the checkpoint is: `s3://bucket/prefix` or `file:///folder`, in Hugging Face's layout
+    with safetensors weights."""
+    digest: Digest | None = None
+    """Content identity of the checkpoint. When set, other bytes are refused."""
+    served_name: ModelName | None = None
+    """The name requests use for the base model. Defaults to the service's name."""
+    credentials_secret_ref: SecretRef | None = None
+    """Opens the source. Without it the pod's own identity is used."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of weights and activations; `auto` takes the checkpoint's own."""
+    max_model_len: Count | None = None
+    """Longest prompt plus output in tokens. Defaults to the model's own limit."""
+
+
+class EngineSpec(Closed):
+    """How the engine batches and how much memory it takes.
+
+    What is left out keeps the runtime's own default.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Where the model runs; `auto` prefers a GPU."""
+    block_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Tokens per KV block."""
+    kv_blocks: Count | None = None
+    """Size of the KV pool in blocks; wins over `kvBytes`."""
+    kv_bytes: Bytes | None = None
+    """Memory for the KV pool, bytes."""
+    max_batch_tokens: Count | None = None
+    """Tokens computed in one step, prompts and outputs together."""
+    max_running: Count | None = None
+    """Requests decoding at the same time."""
+    max_chunk_tokens: Count | None = None
+    """Longest piece of one prompt in a step that also decodes."""
+    max_waiting: Count | None = None
+    """Requests queued before new ones are refused with 429."""
+    max_waiting_tokens: Count | None = None
+    """Prompt tokens queued before new requests are refused with 429."""
+    threads: Count | None = None
+    """CPU threads of the forward pass. Defaults to all cores."""
+
+
+class AllowedNamespaces(Closed):
+    """From where adapters may attach."""
+
+    from_: Annotated[Literal["Same", "All"], Field(alias="from")] = "Same"
+    """`Same`: the service's own namespace. `All`: every namespace."""
+
+
+class AdaptersSpec(Closed):
+    """What adapters are admitted and how they are handled.
+
+    What is left out keeps the runtime's own default.
+    """
+
+    max_rank: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Largest rank of any module of an adapter."""
+    device_pages: Count | None = None
+    """Rank-16 pages on the device, shared by all resident adapters."""
+    max_bytes: Bytes | None = None
+    """Largest adapter that is fetched, bytes."""
+    load_concurrency: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Adapters a pod fetches and prepares at the same time."""
+    sync_timeout_seconds: Seconds | None = None
+    """How long a pod's readiness waits for adapters it requires."""
+    drain_timeout_seconds: Seconds | None = None
+    """How long requests on a removed revision may go on."""
+    hold_timeout_seconds: Seconds | None = None
+    """How long a request waits for its adapter to become resident."""
+    allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
+    """From where adapters may attach."""
+    allowed_endpoints: Annotated[tuple[Endpoint, ...], Field(max_length=64)] = ()
+    """Object stores, `scheme://host[:port]`, that credentials may name, for the model and for
+    adapters. A credential without an endpoint needs no entry."""
+
+
+class EnvVar(Closed):
+    """An environment variable of the runtime container."""
+
+    name: Annotated[str, Field(pattern=ENV_PATTERN, max_length=256)]
+    """Name of the variable. Names that begin with `GRAFT_` are taken."""
+    value: Annotated[str, Field(max_length=4096)] = ""
+    """Its value."""
+
+
+class RuntimeSpec(Closed):
+    """The container that serves."""
+
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Image of the runtime. Defaults to the operator's own version. Local mode runs the installed
+    runtime instead."""
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] = ()
+    """Additional environment variables."""
+
+
+class ServerSpec(Closed):
+    """The front doors. What is left out keeps the runtime's default."""
+
+    drain_timeout_seconds: Seconds | None = None
+    """How long running requests may go on when a pod stops."""
+    max_body_bytes: Bytes | None = None
+    """Largest request body, bytes."""
+    request_timeout_seconds: Seconds | None = None
+    """Longest a request may take."""
+
+
+class CacheSpec(Closed):
+    """The pod's disk cache for models and adapters."""
+
+    max_bytes: Bytes = 10 * 2**30
+    """Size of the cache, bytes; also the limit of its volume."""
+
+
+class InferenceServiceSpec(Closed):
+    """A base model and the pods that serve it."""
+
+    model: ModelSpec
+    """The base model."""
+    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Number of pods."""
+    engine: EngineSpec = EngineSpec()
+    """Batching and memory."""
+    adapters: AdaptersSpec = AdaptersSpec()
+    """What adapters are admitted and how they are handled."""
+    runtime: RuntimeSpec = RuntimeSpec()
+    """The container."""
+    server: ServerSpec = ServerSpec()
+    """The front doors."""
+    cache: CacheSpec = CacheSpec()
+    """The disk cache."""
+
+
+class ServiceRef(Closed):
+    """The InferenceService an adapter belongs to."""
+
+    name: ObjectName
+    """Name of the InferenceService."""
+    namespace: Namespace | None = None
+    """Its namespace. Defaults to the adapter's own; another one must be allowed by the service."""
+
+
+class AdapterSource(Closed):
+    """Where an adapter's files are."""
+
+    uri: Uri
+    """`s3://bucket/prefix` or `file:///folder` with `adapter_config.json` and safetensors files."""
+    digest: Digest | None = None
+    """Content identity, as `graft adapter publish` prints it. Without it the first pod that reads
+    the source decides, and the digest it found is recorded and kept."""
+    credentials_secret_ref: SecretRef | None = None
+    """Opens the source. Without it the pod's own identity is used."""
+
+
+class LoraAdapterSpec(Closed):
+    """An adapter that a service offers beside its base model."""
+
+    inference_service_ref: Annotated[
+        ServiceRef,
+        Field(
+            json_schema_extra={
+                "x-kubernetes-validations": [
+                    {"rule": "self == oldSelf", "message": "is immutable; create a new LoraAdapter"}
+                ]
+            }
+        ),
+    ]
+    """The service. Cannot be changed."""
+    source: AdapterSource
+    """Where the files are."""
+    served_name: ServedName | None = None
+    """The name requests use. Defaults to the object's name. `<namespace>/<name>` always works."""
+    aliases: Annotated[tuple[ServedName, ...], Field(max_length=16)] = ()
+    """Further names that mean this adapter."""
+    tier: Tier = Tier.DEVICE
+    """How far ahead of the first request the weights are brought."""
+    pinned: bool = False
+    """Keep it where `tier` says; other adapters make room first."""
+    required_for_readiness: bool = False
+    """Hold a pod's readiness until this adapter is loaded (bounded by `syncTimeoutSeconds`)."""
+    suspend: bool = False
+    """Take it out of service but remember its revision."""
+
+
+class InferenceService(Closed):
+    """One base model, served by pods that take any number of LoRA adapters while running."""
+
+    api_version: str
+    kind: Literal["InferenceService"]
+    metadata: ObjectMeta
+    spec: InferenceServiceSpec
+    status: ServiceStatus = ServiceStatus()
+
+    @property
+    def key(self) -> ObjectKey:
+        """The object's key."""
+        return ObjectKey(KIND_SERVICE, self.metadata.namespace, self.metadata.name)
+
+    @property
+    def served_name(self) -> str:
+        """The name requests use for the base model."""
+        return self.spec.model.served_name or self.metadata.name
+
+
+class LoraAdapter(Closed):
+    """One LoRA adapter of an InferenceService, loaded and replaced without a restart."""
+
+    api_version: str
+    kind: Literal["LoraAdapter"]
+    metadata: ObjectMeta
+    spec: LoraAdapterSpec
+    status: AdapterStatus = AdapterStatus()
+
+    @property
+    def key(self) -> ObjectKey:
+        """The object's key."""
+        return ObjectKey(KIND_ADAPTER, self.metadata.namespace, self.metadata.name)
+
+    @property
+    def service_key(self) -> ObjectKey:
+        """The key of the service it asks for, existing or not."""
+        ref = self.spec.inference_service_ref
+        return ObjectKey(KIND_SERVICE, ref.namespace or self.metadata.namespace, ref.name)
+
+    @property
+    def qualified_name(self) -> str:
+        """The name under which it is served in every case."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
