@@ -1,6 +1,8 @@
 """The habits of the source tree that a linter does not see."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -20,6 +22,25 @@ MAX_FUNCTION_LINES = 50
 LOCKS = ("dev", "operator", "runtime", "uv")
 # Each lets bytes become code or was never fixed; design decisions keep them out of a pod.
 REFUSED_IN_PRODUCT = {"boto3", "cloudpickle", "dill", "diskcache", "python-multipart"}
+
+# Rooms that must start fast and can never be held up by a tensor. transformers loads torch when a
+# model class is touched, so the linter's contracts alone would not see it.
+ROOMS_WITHOUT_TENSORS = (
+    "graft_operator",
+    "graft_protocol",
+    "graft_runtime.ipc",
+    "graft_runtime.server",
+    "graft_runtime.sources",
+    "graft_runtime.text",
+)
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+room = importlib.import_module(sys.argv[1])
+for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print([name for name in ("torch", "peft", "triton") if name in sys.modules])
+"""
 
 FILES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in python_files()]
 PIN = re.compile(r"^(?P<name>[a-z0-9._-]+)==(?P<version>[^ ;]+)", re.MULTILINE)
@@ -84,6 +105,14 @@ def test_a_legend_in_a_docstring_ends_with_its_paragraph() -> None:
 
 def test_constants_are_not_taken_for_shapes() -> None:
     assert named_dimensions("MAX_TOKENS = 1\nhttp_server = 2\n") == set()
+
+
+@pytest.mark.parametrize("room", ROOMS_WITHOUT_TENSORS)
+def test_a_room_without_tensors_starts_without_torch(room: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, room], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
