@@ -1,0 +1,243 @@
+"""The pod's disk cache of models and adapters, keyed by content and bounded in bytes.
+
+Nothing here remembers where a content came from: a URI may hold something else tomorrow. Several
+processes, and several pods on one volume, may share a cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+
+from graft_protocol.digest import FileRecord, canonical_manifest, is_digest, manifest_digest
+from graft_protocol.reasons import Reason
+from graft_runtime.errors import ReasonedError
+from graft_runtime.sources import file_lock
+from graft_runtime.sources.cache_entry import FILES, MANIFEST, CacheEntry, Kind
+from graft_runtime.sources.disk_errors import disk_errors
+
+_TMP = "tmp"
+_LOCKS = "locks"
+
+
+class Staging:
+    """A private folder in which a content is gathered before it gets its name."""
+
+    def __init__(self, path: Path, descriptor: int, reserved_bytes: int) -> None:
+        self.path = path
+        self.reserved_bytes = reserved_bytes
+        self._descriptor = descriptor
+
+    @property
+    def files_dir(self) -> Path:
+        """Where the files go."""
+        return self.path / FILES
+
+    def share(self) -> None:
+        """Let others pin the folder, which is about to get its name, but not remove it."""
+        file_lock.try_lock(self._descriptor, exclusive=False)
+
+    def close(self) -> None:
+        """Remove what was not published."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._descriptor)
+
+
+class DiskCache:
+    """Entries by digest, the least recently used evicted first."""
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        """Make the folders, and sweep what crashed processes left half-done.
+
+        Raises:
+            ReasonedError: CacheFull when the folder cannot be written.
+        """
+        self._root = root
+        self._max_bytes = max_bytes
+        self._reserved_bytes = 0
+        with disk_errors():
+            for name in (*Kind, _TMP, _LOCKS):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            self._sweep()
+
+    def open(self, kind: Kind, digest: str) -> CacheEntry | None:
+        """Return the pinned entry of a content, or None. Sizes are checked, hashes are not."""
+        return CacheEntry.open(self._entry_path(kind, digest))
+
+    def fetch_lock(self, kind: Kind, digest: str) -> AbstractAsyncContextManager[None]:
+        """Let one task of all processes fetch a content at a time."""
+        name = f"{kind}-{self._entry_path(kind, digest).name}"
+        return file_lock.exclusive(self._root / _LOCKS / name)
+
+    @contextmanager
+    def staging(self, num_bytes: int) -> Iterator[Staging]:
+        """Make room for a content and a folder to gather it in; leave nothing behind.
+
+        Raises:
+            ReasonedError: CacheFull.
+        """
+        self.make_room(num_bytes)
+        self._reserved_bytes += num_bytes
+        try:
+            staging = self._new_staging(num_bytes)
+            try:
+                yield staging
+            finally:
+                staging.close()
+        finally:
+            self._reserved_bytes -= num_bytes
+
+    def publish(self, staging: Staging, kind: Kind, files: tuple[FileRecord, ...]) -> CacheEntry:
+        """Give a gathered content its name, all at once, and return it pinned.
+
+        Raises:
+            ReasonedError: CacheFull when the disk refuses.
+        """
+        digest = manifest_digest(files)
+        with disk_errors():
+            write_durably(staging.path / MANIFEST, canonical_manifest(files))
+            _sync_folder(staging.files_dir)
+            _sync_folder(staging.path)
+            staging.share()
+            path = self._entry_path(kind, digest)
+            # Open, perhaps clear away a broken one, rename, open.
+            for _ in range(3):
+                entry = CacheEntry.open(path)
+                if entry is not None:
+                    return entry
+                self._replace(staging.path, path)
+        raise ReasonedError(Reason.CACHE_FULL, f"{digest} could not be put into the cache")
+
+    def evict(self, kind: Kind, digest: str) -> None:
+        """Remove an entry whatever holds it: its bytes are no longer what they were."""
+        self._discard(self._entry_path(kind, digest))
+
+    def make_room(self, num_bytes: int) -> None:
+        """Evict unpinned entries, least recently used first, until so many bytes fit.
+
+        Raises:
+            ReasonedError: CacheFull when everything left is in use.
+        """
+        limit = self._max_bytes - self._reserved_bytes - num_bytes
+        entries = self._entries()
+        used = sum(size for _, _, size in entries)
+        # What can never fit must not cost the others their place.
+        for _, path, size in entries if limit >= 0 else ():
+            if used <= limit:
+                break
+            if self._evict_if_unused(path):
+                used -= size
+        if used > limit:
+            message = (
+                f"the disk cache has no room for {num_bytes} bytes: "
+                f"{used + self._reserved_bytes} of {self._max_bytes} are in use"
+            )
+            raise ReasonedError(Reason.CACHE_FULL, message)
+
+    def used_bytes(self) -> int:
+        """Return the bytes of all entries, with what was derived from them."""
+        return sum(size for _, _, size in self._entries())
+
+    def _entry_path(self, kind: Kind, digest: str) -> Path:
+        if not is_digest(digest):
+            raise ReasonedError(Reason.INVALID_SPEC, f"{digest!r} is not a digest")
+        return self._root / kind / digest.removeprefix("sha256:")
+
+    def _entries(self) -> list[tuple[int, Path, int]]:
+        """List last use, path and size, oldest use first."""
+        found = []
+        for kind in Kind:
+            for path in (self._root / kind).iterdir():
+                try:
+                    found.append((path.stat().st_mtime_ns, path, _folder_bytes(path)))
+                except FileNotFoundError:  # another process evicts
+                    continue
+        return sorted(found)
+
+    def _evict_if_unused(self, path: Path) -> bool:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            if not file_lock.try_lock(descriptor, exclusive=True):
+                return False
+            if file_lock.is_still_at(descriptor, path):
+                self._discard(path)
+            return True
+        finally:
+            os.close(descriptor)
+
+    def _discard(self, path: Path) -> None:
+        """Take a folder's name away first, so that no one opens it half-removed."""
+        grave = Path(tempfile.mkdtemp(prefix="evicted-", dir=self._root / _TMP))
+        try:
+            path.rename(grave / "entry")
+        except FileNotFoundError:
+            pass
+        finally:
+            shutil.rmtree(grave, ignore_errors=True)
+
+    def _replace(self, staged: Path, path: Path) -> None:
+        """Rename into place; a broken entry of that name goes first."""
+        try:
+            staged.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self._discard(path)
+        _sync_folder(path.parent)
+
+    def _new_staging(self, num_bytes: int) -> Staging:
+        with disk_errors():
+            path = Path(tempfile.mkdtemp(prefix="fetch-", dir=self._root / _TMP))
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            # The sweep of another process leaves folders alone whose owner lives.
+            file_lock.try_lock(descriptor, exclusive=True)
+            (path / FILES).mkdir()
+        return Staging(path, descriptor, num_bytes)
+
+    def _sweep(self) -> None:
+        for path in (self._root / _TMP).iterdir():
+            self._sweep_one(path)
+
+    def _sweep_one(self, path: Path) -> None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+        try:
+            if not file_lock.try_lock(descriptor, exclusive=True):
+                return
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _folder_bytes(path: Path) -> int:
+    return sum(found.stat().st_size for found in path.rglob("*") if found.is_file())

@@ -1,0 +1,34 @@
+"""What a disk says when it refuses, as one reason that is tried again."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from graft_protocol.reasons import Reason
+from graft_runtime.errors import ReasonedError
+
+_SENTENCES = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "the folder may not be written",
+    errno.EIO: "the disk fails",
+}
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn a full, read-only or failing disk into CacheFull; other errors pass.
+
+    Raises:
+        ReasonedError: CacheFull.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _SENTENCES:
+            raise
+        message = f"the disk cache cannot be written: {_SENTENCES[error.errno]}"
+        raise ReasonedError(Reason.CACHE_FULL, message) from error
