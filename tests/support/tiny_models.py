@@ -1,7 +1,7 @@
 """Random decoders of a few kilobytes whose every weight matters: comparisons on them have teeth.
 
-At transformers' own initialisation norms are ones, biases zeros and logits nearly flat, so a dropped
-bias or an ignored norm changes nothing. Here matrices keep the variance of what passes through them.
+At transformers' own initialisation norms are ones, biases zeros and logits nearly flat, so a
+dropped bias or an ignored norm changes nothing. Here matrices keep the variance of what passes.
 """
 
 from pathlib import Path

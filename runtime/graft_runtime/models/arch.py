@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple, cast
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
 from graft_runtime.layers.lora.layout import LoraGroup, LoraSlice
+from graft_runtime.layers.rope_spec import RopeKind, RopeSpec
 from graft_runtime.models.hf_config import ConfigReader, read_json_object
 
-RopeKind = Literal["default", "linear", "llama3"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -61,18 +61,6 @@ _FAMILIES = {
     "LlamaForCausalLM": _Family("llama", None, 2048, None),
     "MistralForCausalLM": _Family("mistral", 8, 131_072, 4096),
 }
-
-
-@dataclass(frozen=True)
-class RopeSpec:
-    """Rotary position embedding: base frequencies and how they are stretched."""
-
-    theta: float
-    kind: RopeKind = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 0
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class ConfigReader:
         return ReasonedError(Reason.INVALID_CONFIG, message)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, max_bytes: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Read a JSON file that must hold one object.
 
     Raises:
@@ -119,12 +119,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            raw = file.read(_MAX_CONFIG_BYTES + 1)
+            raw = file.read(max_bytes + 1)
     except OSError as error:
         message = f"{path.name} cannot be read: {error.strerror}"
         raise ReasonedError(Reason.MALFORMED_ARTIFACT, message) from error
-    if len(raw) > _MAX_CONFIG_BYTES:
-        message = f"{path.name} is larger than {_MAX_CONFIG_BYTES} bytes"
+    if len(raw) > max_bytes:
+        message = f"{path.name} is larger than {max_bytes} bytes"
         raise ReasonedError(Reason.MALFORMED_ARTIFACT, message)
     try:
         value = json.loads(raw)

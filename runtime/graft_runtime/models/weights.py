@@ -1,0 +1,164 @@
+"""Streams a checkpoint into a decoder: fused, in the serving dtype, packed, one layer at a time.
+
+Called once when the engine starts. Never unpickles anything.
+
+Shape legend: H hidden size, V vocabulary, I/O features in/out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from graft_protocol.reasons import Reason
+from graft_runtime.errors import ReasonedError
+from graft_runtime.layers.attention.base import KvLayout, PagedKv
+from graft_runtime.layers.attention.cpu import CpuAttention
+from graft_runtime.layers.linear import Linear
+from graft_runtime.layers.lora.base import LoraPool
+from graft_runtime.layers.lora.layout import LoraGroup
+from graft_runtime.layers.norm import RmsNorm
+from graft_runtime.layers.rope import Rope
+from graft_runtime.models.arch import DecoderArch, module_path
+from graft_runtime.models.checkpoint import Checkpoint
+from graft_runtime.models.decoder import AdaptedLinear, Decoder, DecoderLayer
+
+Progress = Callable[[int, int], None]
+"""Told bytes done and bytes in all."""
+
+_EMBEDDING = "model.embed_tokens.weight"
+_LM_HEAD = "lm_head.weight"
+
+
+def load_decoder(
+    model_dir: Path,
+    arch: DecoderArch,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    kv: KvLayout,
+    lora: LoraPool | None,
+    on_progress: Progress,
+) -> Decoder:
+    """Build a decoder from the files in ``model_dir``.
+
+    Raises:
+        ReasonedError: A tensor is missing, left over, of a wrong shape or an unreadable dtype. Not
+            retried: the files have to change.
+    """
+    with Checkpoint(model_dir) as checkpoint:
+        loader = _Loader(checkpoint, arch, dtype, device, lora)
+        embedding_VH = loader.tensor(_EMBEDDING, (arch.vocab_size, arch.hidden_size))
+        layers = []
+        for index in range(arch.num_layers):
+            layers.append(loader.layer(index))
+            on_progress(checkpoint.bytes_read(), checkpoint.num_bytes)
+        norm = loader.norm("model.norm.weight")
+        lm_head = loader.lm_head(embedding_VH)
+        _refuse_leftovers(checkpoint, arch)
+        on_progress(checkpoint.num_bytes, checkpoint.num_bytes)
+    paged = PagedKv(
+        num_layers=arch.num_layers,
+        num_blocks=kv.num_blocks,
+        block_size=kv.block_size,
+        kv_heads=arch.num_kv_heads,
+        head_dim=arch.head_dim,
+        dtype=dtype,
+        device=device,
+    )
+    return Decoder(
+        arch=arch,
+        embedding_VH=embedding_VH,
+        layers=tuple(layers),
+        norm=norm,
+        lm_head=lm_head,
+        rope=Rope(arch.rope, arch.head_dim, dtype=dtype, device=device),
+        attention=CpuAttention(paged),
+        lora=lora,
+    )
+
+
+class _Loader:
+    """Reads the pieces of one decoder."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        arch: DecoderArch,
+        dtype: torch.dtype,
+        device: torch.device,
+        lora: LoraPool | None,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._arch = arch
+        self._dtype = dtype
+        self._device = device
+        self._lora = lora
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Read one tensor."""
+        return self._fuse([self._checkpoint.read(name, shape)])
+
+    def norm(self, name: str) -> RmsNorm:
+        """Read a normalisation."""
+        return RmsNorm(self.tensor(name, (self._arch.hidden_size,)), self._arch.norm_eps)
+
+    def layer(self, index: int) -> DecoderLayer:
+        """Read one layer."""
+        arch = self._arch
+        qkv, o, gate_up, down = arch.lora_groups
+        prefix = f"model.layers.{index}"
+        return DecoderLayer(
+            attention_norm=self.norm(f"{prefix}.input_layernorm.weight"),
+            qkv=self._linear(index, qkv, has_bias=arch.attention_bias),
+            o=self._linear(index, o, has_bias=arch.attention_bias),
+            mlp_norm=self.norm(f"{prefix}.post_attention_layernorm.weight"),
+            gate_up=self._linear(index, gate_up, has_bias=arch.mlp_bias),
+            down=self._linear(index, down, has_bias=arch.mlp_bias),
+        )
+
+    def lm_head(self, embedding_VH: Tensor) -> AdaptedLinear:
+        """Read the output projection, or share the embedding."""
+        shape = (self._arch.vocab_size, self._arch.hidden_size)
+        weight_VH = embedding_VH if self._arch.tie_embeddings else self.tensor(_LM_HEAD, shape)
+        return self._adapted(None, self._arch.lm_head_group, Linear(weight_VH))
+
+    def _linear(self, layer: int, group: LoraGroup, *, has_bias: bool) -> AdaptedLinear:
+        read = self._checkpoint.read
+        paths = [(module_path(layer, part.module), part.out_features) for part in group.slices]
+        weight_OI = self._fuse(
+            [read(f"{path}.weight", (width, group.in_features)) for path, width in paths]
+        )
+        biases = [read(f"{path}.bias", (width,)) for path, width in paths if has_bias]
+        linear = Linear(weight_OI, self._fuse(biases) if has_bias else None)
+        return self._adapted(layer, group, linear)
+
+    def _fuse(self, parts: Sequence[Tensor]) -> Tensor:
+        """Copy views of the file below one another, in the serving dtype, onto the device."""
+        rows = sum(part.shape[0] for part in parts)
+        shape = (rows, *parts[0].shape[1:])
+        fused = torch.empty(shape, dtype=self._dtype, device=self._device)
+        for target, part in zip(fused.split([part.shape[0] for part in parts]), parts, strict=True):
+            target.copy_(part)
+        return fused
+
+    def _adapted(self, layer: int | None, group: LoraGroup, linear: Linear) -> AdaptedLinear:
+        slab = self._lora.slabs[(layer, group.name)] if self._lora is not None else None
+        return AdaptedLinear(linear, slab)
+
+
+def _refuse_leftovers(checkpoint: Checkpoint, arch: DecoderArch) -> None:
+    """Refuse tensors nobody read: they would have changed the model we were asked to serve."""
+    known = {_LM_HEAD} if arch.tie_embeddings else set()
+    left = [
+        name
+        for name in checkpoint.unread()
+        # Old checkpoints carry what is computed from the config.
+        if name not in known and not name.endswith("rotary_emb.inv_freq")
+    ]
+    if left:
+        message = f"the checkpoint holds {left[0]!r}, which this architecture does not use"
+        raise ReasonedError(Reason.UNUSED_TENSORS, message)
