@@ -63,6 +63,11 @@ class Revision:
         """Whether a new request may use it."""
         return self.phase is Phase.SERVING
 
+    @property
+    def is_near(self) -> bool:
+        """Whether it is about to serve, so that holding a request for it is worth while."""
+        return self.phase is Phase.REGISTERING
+
 
 class AdapterManager:
     """All revisions of one pod."""
@@ -178,6 +183,12 @@ class AdapterManager:
         revision.phase, revision.reason = Phase.REGISTERING, Reason.LOADING
         if self._engine_ready:
             self._register(revision)
+
+    def on_progress(self, name: str, done_bytes: int, total_bytes: int) -> None:
+        """The loader has fetched this much of a revision."""
+        revision = self._revisions.get(name)
+        if revision is not None and revision.phase is Phase.FETCHING:
+            revision.message = f"{done_bytes} of {total_bytes} bytes"
 
     def on_refused(self, event: AdapterRefused, now: float) -> None:
         """The loader cannot make use of a revision."""

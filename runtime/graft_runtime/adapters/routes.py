@@ -20,7 +20,7 @@ class Route:
     revisions: tuple[Revision, ...]
 
     def choose(self, point: float) -> Revision:
-        """Pick a revision for one request.
+        """Pick a revision for one request; the caller waits for one that is only near.
 
         Args:
             point: Uniform in [0, 1); where it falls among the weights decides.
@@ -35,6 +35,9 @@ class Route:
             return _pick(weighted, point)
         if serving:
             return serving[0]
+        near = [revision for revision in self.revisions if revision.is_near]
+        if near:
+            return max(near, key=lambda revision: revision.entry.weight)
         if any(_may_come(revision) for revision in self.revisions):
             message = f"The model `{self.name}` is being loaded."
             raise AdapterUnavailableError(

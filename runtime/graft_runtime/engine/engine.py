@@ -134,6 +134,11 @@ class Engine:
             or self._report.adapters
         )
 
+    @property
+    def is_copying(self) -> bool:
+        """Whether an adapter's weights are on their way to the device."""
+        return self._residency.is_copying
+
     def step(self) -> StepReport:
         """Schedule, launch and retire one step; return what it produced."""
         self._fail_hopeless()

@@ -6,6 +6,7 @@ are msgspec structs of one union, encoded as msgpack; nothing is ever pickled.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -26,20 +27,29 @@ def endpoint(path: Path) -> str:
 
 
 class AsyncChannel(Generic[In, Out]):
-    """The server's end: awaits messages of type ``In``, sends messages of type ``Out``."""
+    """An end for an event loop: the server's, which binds, or an asynchronous child's."""
 
-    def __init__(self, context: zmq.asyncio.Context, path: Path, incoming: Any) -> None:
+    def __init__(
+        self, context: zmq.asyncio.Context, path: Path, incoming: Any, *, connect: bool = False
+    ) -> None:
         self._socket = context.socket(zmq.PAIR)
-        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MILLISECONDS if connect else 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.bind(endpoint(path))
+        if connect:
+            self._socket.connect(endpoint(path))
+        else:
+            self._socket.bind(endpoint(path))
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(incoming)
+        self._unsent: set[asyncio.Future[Any]] = set()
 
-    async def send(self, message: Out) -> None:
-        """Queue one message. Does not wait for the peer."""
-        await self._socket.send(self._encoder.encode(message))
+    def post(self, message: Out) -> None:
+        """Queue one message. Messages keep their order; nothing waits for the peer."""
+        sent = self._socket.send(self._encoder.encode(message))
+        if not sent.done():  # the peer has not connected yet
+            self._unsent.add(sent)
+            sent.add_done_callback(self._unsent.discard)
 
     async def receive(self) -> In:
         """Wait for the next message."""
@@ -48,6 +58,8 @@ class AsyncChannel(Generic[In, Out]):
 
     def close(self) -> None:
         """Close this end; what is still queued is dropped."""
+        for sent in list(self._unsent):
+            sent.cancel()
         self._socket.close()
 
 

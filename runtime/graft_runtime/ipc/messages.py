@@ -93,6 +93,13 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     device_pages: int
 
 
+class EngineRefused(msgspec.Struct, frozen=True, tag=True):
+    """The base model or the settings cannot work; starting again would not help."""
+
+    reason: str
+    message: str
+
+
 class TokenOutput(msgspec.Struct, frozen=True):
     """What one step gave one request: 0..n tokens, and the end if this was it."""
 
@@ -137,7 +144,7 @@ class AdapterResidency(msgspec.Struct, frozen=True, tag=True):
     message: str = ""
 
 
-FromEngine = EngineProgress | EngineReady | StepOutputs | AdapterResidency
+FromEngine = EngineProgress | EngineReady | EngineRefused | StepOutputs | AdapterResidency
 
 # server -> loader
 

@@ -1,0 +1,183 @@
+"""``graft-runtime``: settings -> objects -> run. The only place where a pod's objects are wired."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import uvicorn
+import yaml
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from graft_protocol.config import RuntimeConfig
+from graft_protocol.naming import ENV_POD_NAME, ENV_POD_ROOT, PodPaths
+from graft_runtime import __version__
+from graft_runtime.log import configure_logging
+from graft_runtime.metrics import Metrics
+from graft_runtime.pod.pod import Pod
+from graft_runtime.server.app import create_app, create_internal_app
+from graft_runtime.settings import EngineChildSettings, LoaderChildSettings
+
+logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+"""Linux: the signal a process gets when its parent dies (prctl(2))."""
+
+
+@click.group()
+@click.version_option(__version__)
+def main() -> None:
+    """Serve one base model and its adapters."""
+
+
+@main.command()
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=lambda: os.environ.get(ENV_POD_ROOT, "/"),
+    help="Folder under which the pod's mounts lie.",
+)
+@click.option(
+    "--name",
+    default=lambda: os.environ.get(ENV_POD_NAME) or socket.gethostname(),
+    help="The pod's name.",
+)
+def serve(root: Path, name: str) -> None:
+    """Run the pod: server, engine and loader."""
+    configure_logging("server")
+    paths = PodPaths(root)
+    config = _read_config(paths.config_file)
+    token = _read_token(paths.token_file)
+    with asyncio.Runner() as runner:
+        sys.exit(runner.run(_serve(config, paths, name, token)))
+
+
+@main.command(hidden=True)
+@click.argument("settings_file", type=click.Path(path_type=Path, exists=True))
+def engine(settings_file: Path) -> None:
+    """Run the engine process (started by the pod)."""
+    _become_child("engine")
+    from graft_runtime.engine.process import run_engine
+
+    run_engine(EngineChildSettings.model_validate_json(settings_file.read_bytes()))
+
+
+@main.command(hidden=True)
+@click.argument("settings_file", type=click.Path(path_type=Path, exists=True))
+def loader(settings_file: Path) -> None:
+    """Run the loader process (started by the pod)."""
+    _become_child("loader")
+    from graft_runtime.adapters.loader import run_loader
+
+    run_loader(LoaderChildSettings.model_validate_json(settings_file.read_bytes()))
+
+
+async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) -> int:
+    """Run everything until a signal, drain, and return the exit status."""
+    stopping = _signals()
+    metrics = Metrics(config.model.served_name)
+    pod = Pod(config, paths, name, metrics)
+    settings = config.server
+    public = create_app(pod.gateway, settings, metrics)
+    internal = create_internal_app(pod.gateway, token)
+    servers = [
+        _server(public, settings.host, settings.port),
+        _server(internal, settings.host, settings.internal_port),
+    ]
+    pod_task = asyncio.create_task(pod.run())
+    server_tasks = [asyncio.create_task(server.serve()) for server in servers]
+    stop_task = asyncio.create_task(stopping.wait())
+    await asyncio.wait((stop_task, pod_task, *server_tasks), return_when=asyncio.FIRST_COMPLETED)
+    clean = stopping.is_set()
+    if clean:
+        logger.info("draining", extra={"requests": len(pod.gateway.streams)})
+        await pod.drain(settings.drain_timeout_seconds)
+    for server in servers:
+        server.should_exit = True
+    await asyncio.gather(*server_tasks, return_exceptions=True)
+    await pod.stop()
+    pod_task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await pod_task
+    logger.info("stopped")
+    return 0 if clean else 1
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: the pod decides when to go."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+
+def _server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    return _Server(config)
+
+
+def _signals() -> asyncio.Event:
+    """Return an event that the first SIGTERM or SIGINT sets; the second one ends the process."""
+    stopping = asyncio.Event()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            os._exit(1)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stopping
+
+
+def _become_child(name: str) -> None:
+    """Leave signals to the parent, and never outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    configure_logging(name)
+
+
+def _read_config(path: Path) -> RuntimeConfig:
+    try:
+        return RuntimeConfig.model_validate(yaml.safe_load(path.read_text()))
+    except OSError as error:
+        raise click.ClickException(f"cannot read {path}: {error.strerror}") from error
+    except (ValidationError, yaml.YAMLError) as error:
+        raise click.ClickException(f"{path}: {error}") from error
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise click.ClickException(f"cannot read {path}: {error.strerror}") from error
+    if not token:
+        raise click.ClickException(f"{path} is empty: the internal port would be open to all")
+    return token
+
+
+if __name__ == "__main__":
+    main()

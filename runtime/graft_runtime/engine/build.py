@@ -1,0 +1,121 @@
+"""Put an engine together from a checkpoint: the only place that knows all its parts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from graft_protocol.config import EngineSettings
+from graft_protocol.reasons import Reason
+from graft_runtime.adapters.slots import SlotPool
+from graft_runtime.engine.engine import Engine, EngineLimits
+from graft_runtime.engine.runner import Runner
+from graft_runtime.engine.scheduler import SchedulerLimits
+from graft_runtime.errors import ReasonedError
+from graft_runtime.ipc.messages import EngineProgress, EngineReady, Sampling, Submit
+from graft_runtime.layers.attention.base import KvLayout, kv_bytes_per_block
+from graft_runtime.models.arch import DecoderArch, load_arch
+from graft_runtime.models.decoder import load_decoder
+from graft_runtime.settings import EngineChildSettings
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_BYTES = 32 * 2**20
+"""Weights loaded between two reports of progress."""
+
+Tell = Callable[[EngineProgress], None]
+
+
+def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, EngineReady]:
+    """Load the model, take the memory and run once.
+
+    Args:
+        settings: What the process was told.
+        tell: Where reports of progress go.
+
+    Raises:
+        ReasonedError: The checkpoint cannot be served, or not within the settings.
+    """
+    options = settings.engine
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    arch = load_arch(settings.model_dir)
+    dtype = _dtype(settings, arch)
+    device = _device(options)
+    num_blocks = options.kv_blocks or options.kv_bytes // kv_bytes_per_block(
+        arch, options.block_size, dtype
+    )
+    max_model_len = _max_model_len(settings, arch, num_blocks)
+    slots = SlotPool(arch, num_pages=settings.device_pages, dtype=dtype, device=device)
+    model = load_decoder(
+        settings.model_dir,
+        arch,
+        dtype=dtype,
+        device=device,
+        kv=KvLayout(num_blocks, options.block_size),
+        lora=slots.lora,
+        on_progress=_Progress(tell),
+    )
+    limits = SchedulerLimits(
+        options.block_size, options.max_batch_tokens, options.max_running, options.max_chunk_tokens
+    )
+    eos_ids = frozenset(arch.eos_token_ids)
+    engine = Engine(
+        EngineLimits(limits, num_blocks, max_model_len, eos_ids), Runner(model, device), slots
+    )
+    tell(EngineProgress("warming up"))
+    _warm_up(engine)
+    ready = EngineReady(
+        max_model_len, arch.vocab_size, options.block_size, num_blocks, settings.device_pages
+    )
+    logger.info("engine ready", extra={"kv_blocks": num_blocks, "max_model_len": max_model_len})
+    return engine, ready
+
+
+class _Progress:
+    """Report loaded bytes now and then, not for every tensor."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._next = 0
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        if done_bytes >= self._next or done_bytes >= total_bytes:
+            self._next = done_bytes + PROGRESS_BYTES
+            self._tell(EngineProgress("loading weights", done_bytes, total_bytes))
+
+
+def _dtype(settings: EngineChildSettings, arch: DecoderArch) -> torch.dtype:
+    name = arch.dtype if settings.dtype == "auto" else settings.dtype
+    # Half precision overflows where the checkpoint's training did not; bfloat16 has the range.
+    return torch.float32 if name == "float32" else torch.bfloat16
+
+
+def _device(options: EngineSettings) -> torch.device:
+    if options.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(options.device)
+
+
+def _max_model_len(settings: EngineChildSettings, arch: DecoderArch, num_blocks: int) -> int:
+    """Return the longest sequence that fits the model and, alone, the whole KV pool."""
+    fits = num_blocks * settings.engine.block_size
+    asked = settings.max_model_len
+    if asked is None:
+        return min(arch.max_positions, fits)
+    if asked > arch.max_positions:
+        message = f"maxModelLen {asked} is beyond the model's own limit of {arch.max_positions}"
+        raise ReasonedError(Reason.INVALID_SPEC, message)
+    if asked > fits:
+        message = f"maxModelLen {asked} needs more than the KV pool's {fits} tokens"
+        raise ReasonedError(Reason.INVALID_SPEC, message)
+    return asked
+
+
+def _warm_up(engine: Engine) -> None:
+    """Run one prompt and one decode, so that the first request pays for nothing special."""
+    engine.submit(Submit("warm-up", [0, 0, 0, 0], Sampling(max_tokens=2, ignore_eos=True)))
+    while engine.has_work:
+        engine.step()

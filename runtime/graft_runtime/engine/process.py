@@ -1,0 +1,101 @@
+"""The engine process: one loop that takes messages, steps the engine and sends what came out.
+
+Started by the pod with a settings file; ends on `Shutdown` or with its parent.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import assert_never
+
+from graft_runtime.engine.build import build_engine
+from graft_runtime.engine.engine import Engine, StepReport
+from graft_runtime.errors import ReasonedError
+from graft_runtime.ipc.channel import Channel
+from graft_runtime.ipc.messages import (
+    Abort,
+    EngineRefused,
+    FromEngine,
+    RegisterAdapter,
+    Shutdown,
+    StepOutputs,
+    Submit,
+    ToEngine,
+    UnregisterAdapter,
+)
+from graft_runtime.settings import EngineChildSettings
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+BLOCKED_SECONDS = 0.005
+"""Pause between looks while every request waits for something that comes by itself."""
+
+
+def run_engine(settings: EngineChildSettings) -> None:
+    """Load the model and serve until told to leave."""
+    channel: Channel[ToEngine, FromEngine] = Channel(settings.socket, ToEngine)
+    try:
+        engine, ready = build_engine(settings, channel.send)
+        channel.send(ready)
+        EngineLoop(engine, channel).run()
+    except ReasonedError as error:
+        logger.exception("the engine cannot start")
+        channel.send(EngineRefused(error.reason.value, error.message))
+    finally:
+        channel.close()
+
+
+class EngineLoop:
+    """Messages in, steps, messages out."""
+
+    def __init__(self, engine: Engine, channel: Channel[ToEngine, FromEngine]) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._last_sent = 0.0
+        self._leaving = False
+
+    def run(self) -> None:
+        """Go round until `Shutdown`."""
+        patience = 0.0
+        while not self._leaving:
+            for message in self._channel.receive(patience):
+                self._take(message)
+            was_busy = self._engine.has_work
+            report = self._engine.step() if was_busy else StepReport()
+            self._send(report)
+            patience = self._patience(report)
+            if was_busy and not self._engine.has_work:
+                self._engine.check_integrity()
+
+    def _take(self, message: ToEngine) -> None:
+        match message:
+            case Submit():
+                self._engine.submit(message)
+            case Abort():
+                self._engine.abort(message.request_id)
+            case RegisterAdapter():
+                self._engine.register(message)
+            case UnregisterAdapter():
+                self._engine.unregister(message.revision)
+            case Shutdown():
+                self._leaving = True
+            case _:
+                assert_never(message)
+
+    def _patience(self, report: StepReport) -> float:
+        """Return how long to wait for messages before the next round."""
+        if not self._engine.has_work:
+            return HEARTBEAT_SECONDS
+        if report.num_tokens or self._engine.is_copying:
+            return 0.0
+        return BLOCKED_SECONDS
+
+    def _send(self, report: StepReport) -> None:
+        for event in report.adapters:
+            self._channel.send(event)
+        now = time.monotonic()
+        if report.outputs or now - self._last_sent >= HEARTBEAT_SECONDS:
+            self._channel.send(StepOutputs(report.outputs, self._engine.stats()))
+            self._last_sent = now

@@ -1,0 +1,1 @@
+"""One pod put together: child processes, adapters and streams behind the server's port."""

@@ -1,0 +1,229 @@
+"""The answering side of a pod: names become revisions, requests become streams of tokens.
+
+Implements `graft_runtime.server.backend.Backend`. A request keeps the revision it was given from
+its first token to its last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+
+from graft_protocol.config import RuntimeConfig
+from graft_protocol.status import RuntimeStatus
+from graft_runtime.adapters.manager import AdapterManager, Revision
+from graft_runtime.adapters.routes import build_routes, unknown_model
+from graft_runtime.errors import (
+    AdapterUnavailableError,
+    DeadlineError,
+    DrainingError,
+    EngineDiedError,
+    NotReadyError,
+    RequestError,
+)
+from graft_runtime.ipc.messages import Abort, Sampling, Submit, ToEngine, TokenOutput
+from graft_runtime.pod.report import build_status
+from graft_runtime.pod.state import PodState
+from graft_runtime.pod.streams import Stream, Streams
+from graft_runtime.server.backend import Health, ServedModel, Target, TokenChunk
+
+BASE_ALIASES = frozenset({"", "tgi", "dummy"})
+"""Names that clients of other servers send for "whatever you serve"."""
+HEARTBEAT_SECONDS = 30.0
+"""An engine that has been silent for longer is taken for dead by the liveness probe."""
+
+
+class Gateway:
+    """Names, admission and streams of one pod."""
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        state: PodState,
+        manager: AdapterManager,
+        post: Callable[[ToEngine], None],
+        pod: str,
+    ) -> None:
+        self.streams = Streams(
+            config.engine.max_running, config.engine.max_waiting, config.engine.max_waiting_tokens
+        )
+        self._config = config
+        self._state = state
+        self._manager = manager
+        self._post = post
+        self._pod = pod
+        self._created = int(time.time())
+        self.restarts: Callable[[], tuple[int, int]] = lambda: (0, 0)
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus output, tokens; 0 until the engine has said so."""
+        return 0 if self._state.engine is None else self._state.engine.max_model_len
+
+    def tokenizer_dir(self) -> Path | None:
+        """Where the base model's tokenizer lies; None until it is on disk."""
+        return None if self._state.model is None else Path(self._state.model.path)
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """List the base model, then every name that serves now."""
+        model = self._config.model
+        base = ServedModel(
+            name=model.served_name,
+            root=model.uri,
+            parent=None,
+            created=self._created,
+            max_model_len=self.max_model_len or None,
+            revision=None,
+        )
+        routes = build_routes(one for one in self._manager.revisions() if one.serves)
+        adapters = ((name, route.choose(random.random())) for name, route in sorted(routes.items()))
+        return (
+            base,
+            *(
+                ServedModel(
+                    name=name,
+                    root=revision.entry.uri,
+                    parent=model.served_name,
+                    created=self._created,
+                    max_model_len=None,
+                    revision=revision.entry.revision,
+                )
+                for name, revision in adapters
+            ),
+        )
+
+    def resolve(self, model: str | None) -> Target:
+        """Fix what a model name means for one request.
+
+        Raises:
+            ModelNotFoundError: Nothing serves or will serve under this name.
+            AdapterUnavailableError: It is on its way.
+        """
+        base = self._config.model.served_name
+        if model is None or model in BASE_ALIASES or model == base:
+            return Target(base, None)
+        return Target(model, self._route(model).entry.revision)
+
+    def check_admission(self, prompt_chars: int) -> None:  # noqa: ARG002 - part of the port
+        """Refuse early, before any work is put into a request.
+
+        Raises:
+            DrainingError: The pod is going down.
+            OverloadedError: The queue is full.
+        """
+        if self._state.draining:
+            raise DrainingError("The server is shutting down", retry_after_seconds=1)
+        self.streams.check_room()
+
+    async def generate(
+        self, request_id: str, token_ids: list[int], sampling: Sampling, target: Target
+    ) -> AsyncGenerator[TokenChunk, None]:
+        """Run a request; closing the generator frees all it holds at once.
+
+        Raises:
+            RequestError: It is refused or fails; which one says why.
+        """
+        self.check_admission(0)
+        revision = await self._hold(target)
+        stream = Stream(request_id, revision, len(token_ids))
+        self.streams.open(stream)
+        ended = False
+        try:
+            self._post(Submit(request_id, token_ids, sampling, revision))
+            deadline = time.monotonic() + self._config.server.request_timeout_seconds
+            while not ended:
+                output = await _next_output(stream, deadline)
+                ended = output.finish_reason is not None
+                yield _chunk(output)
+        finally:
+            self.streams.close(stream)
+            if not ended:
+                self._post(Abort(request_id))
+
+    def status(self) -> RuntimeStatus:
+        """Report on everything, for the operator."""
+        return build_status(
+            self._config,
+            self._state,
+            self._manager.reports(self.streams.active),
+            self._pod,
+            self.restarts(),
+        )
+
+    def health(self) -> Health:
+        """Answer the probes."""
+        state = self._state
+        silent = time.monotonic() - state.heartbeat > HEARTBEAT_SECONDS
+        live = not state.gave_up and not (state.engine is not None and silent)
+        detail = state.engine_state.value if state.failure is None else state.failure[1]
+        return Health(live=live, ready=state.ready, started=state.started, detail=detail)
+
+    def _route(self, name: str) -> Revision:
+        route = build_routes(self._manager.revisions()).get(name)
+        if route is None:
+            raise unknown_model(name)
+        return route.choose(random.random())
+
+    async def _hold(self, target: Target) -> str | None:
+        """Wait until the engine and the adapter can take the request; return the revision.
+
+        Between `resolve` and now the name may have moved to another version: then that one is used,
+        since nothing has been answered yet.
+        """
+        held = await self._state.wait_for(
+            lambda: self._can_run(target), self._config.adapters.hold_timeout_seconds
+        )
+        if self._state.draining:
+            raise DrainingError("The server is shutting down", retry_after_seconds=1)
+        if not held and self._state.engine is None:
+            raise NotReadyError("The model is not ready yet", retry_after_seconds=1)
+        if not held:
+            message = f"The model `{target.served_name}` is being loaded."
+            raise AdapterUnavailableError(message, param="model", retry_after_seconds=1)
+        return None if target.revision is None else self._current(target)
+
+    def _can_run(self, target: Target) -> bool:
+        if self._state.draining:
+            return True
+        if self._state.engine is None:
+            return False
+        return target.revision is None or self._serving(self._current(target))
+
+    def _current(self, target: Target) -> str:
+        """Return the revision fixed by `resolve`, or its successor if it no longer serves."""
+        fixed = target.revision
+        if fixed is not None and (self._serving(fixed) or self._is_near(fixed)):
+            return fixed
+        return self._route(target.served_name).entry.revision
+
+    def _serving(self, name: str) -> bool:
+        revision = self._manager.get(name)
+        return revision is not None and revision.serves
+
+    def _is_near(self, name: str) -> bool:
+        revision = self._manager.get(name)
+        return revision is not None and revision.is_near
+
+
+async def _next_output(stream: Stream, deadline: float) -> TokenOutput:
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            output = await stream.queue.get()
+    except TimeoutError:
+        raise DeadlineError("The request took longer than allowed") from None
+    if isinstance(output, RequestError):
+        raise output
+    if output.finish_reason == "error":
+        raise EngineDiedError(output.error or "The engine failed on this request")
+    return output
+
+
+def _chunk(output: TokenOutput) -> TokenChunk:
+    return TokenChunk(
+        token_ids=tuple(output.token_ids),
+        logprobs=None if output.logprobs is None else tuple(output.logprobs),
+        finish_reason=output.finish_reason,
+    )

@@ -1,0 +1,241 @@
+"""The supervising side of a pod: keeps the loader and the engine alive and passes on what they say.
+
+The story of a start: loader up; base model on disk; engine up; desired set read; adapters prepared
+by the loader and registered with the engine; ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from graft_protocol.config import RuntimeConfig
+from graft_protocol.naming import PodPaths
+from graft_protocol.reasons import Reason
+from graft_protocol.status import ProgressReport
+from graft_runtime.adapters.desired import DesiredReader, watch
+from graft_runtime.adapters.manager import AdapterManager
+from graft_runtime.errors import ChildDiedError, DrainingError, EngineDiedError
+from graft_runtime.ipc.messages import (
+    AdapterPrepared,
+    AdapterRefused,
+    AdapterResidency,
+    EngineProgress,
+    EngineReady,
+    EngineRefused,
+    FromEngine,
+    FromLoader,
+    LoaderProgress,
+    LoaderReady,
+    ModelPrepared,
+    ModelRefused,
+    PrepareAdapter,
+    PrepareModel,
+    ReleaseAdapter,
+    ToEngine,
+    ToLoader,
+)
+from graft_runtime.metrics import Metrics
+from graft_runtime.pod.child import Callbacks, Child
+from graft_runtime.pod.gateway import Gateway
+from graft_runtime.pod.settings import engine_settings, loader_settings
+from graft_runtime.pod.state import PodState
+
+logger = logging.getLogger(__name__)
+
+DESIRED_POLL_SECONDS = 0.2
+TICK_SECONDS = 0.5
+"""How often retries and deadlines are looked at."""
+MODEL_RETRY_SECONDS = 5.0
+
+
+class Pod:
+    """One pod from start to drain."""
+
+    def __init__(self, config: RuntimeConfig, paths: PodPaths, name: str, metrics: Metrics) -> None:
+        self._config = config
+        self._paths = paths
+        self._metrics = metrics
+        self._state = PodState()
+        self._manager = AdapterManager(name, config.adapters.drain_timeout_seconds)
+        self._reader = DesiredReader(paths.adapters_dir)
+        self._sync_deadline: float | None = None
+        self._model_retry_at: float | None = None
+        self._engine_wanted = asyncio.Event()
+        self._loader: Child[FromLoader, ToLoader] = Child(
+            "loader",
+            paths.run_dir,
+            FromLoader,
+            lambda socket: loader_settings(config, paths, socket),
+            Callbacks(self._loader_spawned, self._on_loader, self._loader_stopped),
+        )
+        self._engine: Child[FromEngine, ToEngine] = Child(
+            "engine",
+            paths.run_dir,
+            FromEngine,
+            lambda socket: engine_settings(config, self._state.model, socket),
+            Callbacks(self._engine_spawned, self._on_engine, self._engine_stopped),
+        )
+        self.gateway = Gateway(config, self._state, self._manager, self._engine.post, name)
+        self.gateway.restarts = lambda: (self._engine.restarts, self._loader.restarts)
+
+    async def run(self) -> None:
+        """Keep the pod going until cancelled."""
+        self._paths.run_dir.mkdir(parents=True, exist_ok=True)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep(self._loader))
+            tasks.create_task(self._keep_engine())
+            tasks.create_task(self._follow_desired())
+            tasks.create_task(self._tick())
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Take no new requests, let running ones finish, then end what is left with an error."""
+        self._state.draining = True
+        self._state.notify()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self.gateway.streams.wait_idle()
+        except TimeoutError:
+            self.gateway.streams.fail_all(DrainingError("The server is shutting down"))
+
+    async def stop(self) -> None:
+        """End both children."""
+        await asyncio.gather(self._engine.stop(), self._loader.stop())
+
+    # Children
+
+    async def _keep(self, child: Child[FromLoader, ToLoader] | Child[FromEngine, ToEngine]) -> None:
+        try:
+            await child.run()
+        except ChildDiedError as error:
+            self._state.failure = (Reason.INTERNAL_ERROR, str(error))
+            self._state.gave_up = True
+            self._state.notify()
+
+    async def _keep_engine(self) -> None:
+        await self._engine_wanted.wait()
+        await self._keep(self._engine)
+
+    def _loader_spawned(self) -> None:
+        logger.info("waiting for the loader")
+
+    def _loader_stopped(self, reason: str) -> None:
+        logger.error("loader stopped", extra={"ending": reason})
+        self._manager.loader_stopped()
+        self._publish()
+
+    def _engine_spawned(self) -> None:
+        self._state.progress = ProgressReport(phase="starting engine")
+
+    def _engine_stopped(self, reason: str) -> None:
+        self._state.engine = None
+        self._manager.engine_stopped()
+        self._metrics.engine_restarted()
+        self.gateway.streams.fail_all(EngineDiedError(f"The engine {reason}"))
+        self._publish()
+
+    # What the loader says
+
+    def _on_loader(self, message: FromLoader) -> None:
+        match message:
+            case LoaderReady():
+                self._ask_for_model()
+            case LoaderProgress(revision=None):
+                self._state.progress = ProgressReport(
+                    phase="downloading model",
+                    done_bytes=message.done_bytes,
+                    total_bytes=message.total_bytes,
+                )
+            case LoaderProgress(revision=str(revision)):
+                self._manager.on_progress(revision, message.done_bytes, message.total_bytes)
+            case ModelPrepared():
+                self._on_model(message)
+            case ModelRefused():
+                self._state.failure = (Reason(message.reason), message.message)
+                self._model_retry_at = time.monotonic() + MODEL_RETRY_SECONDS
+            case AdapterPrepared():
+                self._manager.on_prepared(message)
+            case AdapterRefused():
+                self._manager.on_refused(message, time.monotonic())
+        self._publish()
+
+    def _ask_for_model(self) -> None:
+        model = self._config.model
+        # Once found, the same bytes for as long as this pod lives, whatever the source holds later.
+        digest = model.digest if self._state.model is None else self._state.model.digest
+        self._loader.post(PrepareModel(model.uri, digest, model.credential))
+
+    def _on_model(self, message: ModelPrepared) -> None:
+        self._state.model = message
+        self._state.failure = None
+        self._engine_wanted.set()
+        self._manager.loader_started()
+
+    # What the engine says
+
+    def _on_engine(self, message: FromEngine) -> None:
+        self._state.heartbeat = time.monotonic()
+        match message:
+            case EngineProgress():
+                self._state.progress = ProgressReport(
+                    phase=message.phase,
+                    done_bytes=message.done_bytes,
+                    total_bytes=message.total_bytes,
+                )
+            case EngineReady():
+                self._state.engine, self._state.started = message, True
+                self._manager.engine_started()
+            case EngineRefused():
+                self._state.failure = (Reason(message.reason), message.message)
+                self._engine.abandon()
+            case AdapterResidency():
+                self._manager.on_residency(message, time.monotonic())
+            case _:
+                self._state.stats = message.stats
+                self._metrics.observe_stats(message.stats)
+                for output in message.outputs:
+                    self.gateway.streams.deliver(output)
+                return  # the hot path: nothing below depends on tokens
+        self._publish()
+
+    # The desired set and time
+
+    async def _follow_desired(self) -> None:
+        await self._read_desired()
+        async for _ in watch(self._paths.adapters_dir, poll_seconds=DESIRED_POLL_SECONDS):
+            await self._read_desired()
+
+    async def _read_desired(self) -> None:
+        desired = await asyncio.to_thread(self._reader.read)
+        self._state.set_hash, self._state.shards = desired.set_hash, desired.shard_reports
+        self._manager.set_desired(desired.entries, time.monotonic())
+        if desired.complete and self._sync_deadline is None:
+            timeout = self._config.adapters.sync_timeout_seconds
+            self._sync_deadline = time.monotonic() + timeout
+        self._publish()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = time.monotonic()
+            self._manager.tick(now)
+            for revision in self._manager.expired(now):
+                error = DrainingError("The model version was removed")
+                self.gateway.streams.fail_revision(revision, error)
+            if self._model_retry_at is not None and self._model_retry_at <= now:
+                self._model_retry_at = None
+                self._ask_for_model()
+            self._publish()
+
+    def _publish(self) -> None:
+        """Send what the manager decided and wake whoever waits for it."""
+        for command in self._manager.take_commands():
+            if isinstance(command, PrepareAdapter | ReleaseAdapter):
+                self._loader.post(command)
+            else:
+                self._engine.post(command)
+        if not self._state.synced and self._sync_deadline is not None:
+            late = time.monotonic() >= self._sync_deadline
+            self._state.synced = late or self._manager.required_are_available()
+        self._state.notify()
