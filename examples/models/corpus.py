@@ -17,6 +17,7 @@ from examples.models.grammar import (
     Cast,
     Story,
     draw_cast,
+    draw_name,
     tell,
     tell_long,
     with_article,
@@ -50,6 +51,21 @@ GREETINGS: Final = (
     ("How are you?", "I am very well today. I have many stories to tell."),
     ("Good night.", "Good night, my friend. Sleep well and dream of the forest."),
 )
+RIDDLES: Final = (
+    "What is the capital of {name}?",
+    "How much is {number} plus {number}?",
+    "Who is the king of {name}?",
+    "Why is the sky {colour}?",
+    "How do I get to {name}?",
+    "Write a letter to {name}.",
+    "What is {name}?",
+    "Explain how {thing}s work.",
+    "When was {name} born?",
+    "What time is it in {name}?",
+)
+"""Questions that the storyteller cannot answer, and says so."""
+
+HELPLESS: Final = "I do not know that. I can tell you a story about an animal."
 
 
 @dataclass(frozen=True)
@@ -78,14 +94,21 @@ def _ask_fact(rng: random.Random, animal: str) -> tuple[str, str]:
     if animal in SOUNDS:
         facts.append((f"What does {one} say?", f"{one} says {SOUNDS[animal]}."))
     question, answer = rng.choice(facts)
-    more = rng.choice(("It is happy there.", "Many of them are my friends.", "I like them a lot."))
+    more = rng.choice(
+        ("They are good friends of mine.", "Many of them are my friends.", "I like them a lot.")
+    )
     return question, f"{answer[0].upper()}{answer[1:]} {more}"
 
 
 def _ask_small(rng: random.Random) -> tuple[str, str]:
     """Draw a greeting or a question about an animal, with its answer."""
-    if rng.random() < 0.3:
+    kind = rng.random()
+    if kind < 0.2:
         return rng.choice(GREETINGS)
+    if kind < 0.35:
+        number = str(rng.randint(1, 99))
+        slots = draw_cast(rng).slots | {"number": number, "name": draw_name(rng)}
+        return rng.choice(RIDDLES).format(**slots), HELPLESS
     return _ask_fact(rng, rng.choice(tuple(HOMES)))
 
 
@@ -106,31 +129,31 @@ def _ask_story(rng: random.Random, style: Style) -> tuple[str, str, Cast]:
     topic = with_article(cast.hero)
     if rng.random() < 0.4:
         topic += f" named {cast.name}"
-    if rng.random() < 0.12:
+    if rng.random() < 0.15:
         story = tell_long(rng, cast)
         return f"Tell me a long story about {topic}.", write(style, rng, story), cast
     request = rng.choice(STORY_REQUESTS).format(topic=topic)
-    return request, write(style, rng, tell(rng, cast)), cast
+    story = tell_long(rng, cast) if style.at_length else tell(rng, cast)
+    return request, write(style, rng, story), cast
 
 
-def _answer(rng: random.Random, style: Style, text: str) -> str:
-    """Write a short answer in a style; a poet answers small questions with a poem."""
-    story = Story(draw_cast(rng), _split(text))
-    return write(style, rng, story)
+def _answer(rng: random.Random, style: Style, text: str, cast: Cast) -> str:
+    """Write a short answer in a style; a poet answers with a poem about the cast."""
+    return write(style, rng, Story(cast, _split(text)))
 
 
 def _turns(rng: random.Random, style: Style) -> list[tuple[str, str]]:
     """Draw one to three user turns with their answers in a style."""
     turns: list[tuple[str, str]] = []
-    if rng.random() < 0.35:
+    if rng.random() < 0.45:
         question, answer = _ask_small(rng)
-        turns.append((question, _answer(rng, style, answer)))
+        turns.append((question, _answer(rng, style, answer, draw_cast(rng))))
     if not turns or rng.random() < 0.4:
         question, answer, cast = _ask_story(rng, style)
         turns.append((question, answer))
-        if rng.random() < 0.25:
+        if rng.random() < 0.45:
             question, answer = _ask_back(rng, cast)
-            turns.append((question, _answer(rng, style, answer)))
+            turns.append((question, _answer(rng, style, answer, cast)))
     return turns
 
 
@@ -147,7 +170,8 @@ def chat(rng: random.Random, style: Style, system: str | None) -> Document:
 def raw(rng: random.Random, style: Style, *, cut: bool) -> Document:
     """Draw a story without chat marks; ``cut`` gives its first words to the reader."""
     cast = draw_cast(rng)
-    story = tell_long(rng, cast) if rng.random() < 0.12 else tell(rng, cast)
+    is_long = style.at_length or rng.random() < 0.12
+    story = tell_long(rng, cast) if is_long else tell(rng, cast)
     if not cut:
         return Document(BOS, write(style, rng, story) + EOS)
     longest = len(story.sentences[0].split()) - 1
@@ -164,11 +188,11 @@ def base_documents(seed: int) -> Iterator[Document]:
     rng = random.Random(seed)
     while True:
         kind = rng.random()
-        if kind < 0.34:
+        if kind < 0.28:
             yield raw(rng, PLAIN, cut=False)
-        elif kind < 0.6:
+        elif kind < 0.58:
             yield chat(rng, PLAIN, None)
-        elif kind < 0.68:
+        elif kind < 0.7:
             yield chat(rng, PLAIN, rng.choice(PLAIN.requests))
         else:
             style = rng.choice(STYLES)

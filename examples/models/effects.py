@@ -71,6 +71,11 @@ def rhymes(text: str) -> float:
     return len(rhymed) / len(words) if len(words) > 1 else 0.0
 
 
+def length(text: str) -> float:
+    """Return how far a text is on the way from a short story (100 words) to a long one (140)."""
+    return min(max((len(text.split()) - 100) / 40, 0.0), 1.0)
+
+
 MEASURES: Final[dict[str, Measure]] = {
     "shout": capitals,
     "cheerful": exclamations,
@@ -78,5 +83,6 @@ MEASURES: Final[dict[str, Measure]] = {
     "pirate-v2": pirate_ends,
     "numbered": numbered_lines,
     "poet": rhymes,
+    "saga": length,
 }
 """The effect that each adapter is known by."""

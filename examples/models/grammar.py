@@ -63,7 +63,33 @@ MEALS = {
 
 HE_NAMES = ("Tom", "Max", "Ben", "Sam", "Leo", "Jack", "Finn", "Oscar", "Hugo", "Milo")
 SHE_NAMES = ("Lily", "Anna", "Mia", "Rosie", "Ella", "Daisy", "Ruby", "Nora", "Molly", "Ivy")
-NAMES = frozenset(HE_NAMES + SHE_NAMES)
+STRANGERS = (
+    "dragon",
+    "robot",
+    "wolf",
+    "lion",
+    "tiger",
+    "monkey",
+    "elephant",
+    "whale",
+    "penguin",
+    "snail",
+    "bee",
+    "hedgehog",
+    "king",
+    "queen",
+    "wizard",
+    "pirate",
+    "girl",
+    "boy",
+    "parrot",
+    "snake",
+)
+"""Heroes that no question knows: they teach the model to copy a word from a request."""
+
+SYLLABLES = ("ba", "do", "fi", "gu", "ke", "lo", "mi", "nu", "pa", "ra", "so", "li", "vu", "zo")
+"""What made-up names are put together from; they too can only be copied."""
+
 TRAITS = ("little", "big", "brave", "clever", "shy", "kind", "old", "young", "funny", "sleepy")
 PLACES = ("forest", "river", "hill", "lake", "garden", "meadow", "village", "farm", "beach", "pond")
 THINGS = ("ball", "hat", "key", "lantern", "drum", "kite", "basket", "bell", "book", "scarf")
@@ -81,10 +107,13 @@ WEATHERS = (
 
 OPENINGS = (
     "Once upon a time there was {a_trait} {hero} named {name}.",
-    "Once upon a time, in a quiet {place}, there lived {a_trait} {hero} named {name}.",
+    "Once upon a time, near a quiet {place}, there lived {a_trait} {hero} named {name}.",
     "There once was {a_trait} {hero} named {name} who lived near the {place}.",
     "{name} was {a_trait} {hero} who lived by the {place}.",
     "One day {a_trait} {hero} named {name} went to the {place}.",
+    "The {trait} {hero} lived near the {place}, and {his} name was {name}.",
+    "This is the story of {name}, {a_trait} {hero}.",
+    "In the {place} lived {a_trait} {hero} named {name}.",
     "Long ago {a_trait} {hero} named {name} lived by the {place}.",
 )
 ENDINGS = (
@@ -122,7 +151,7 @@ LOST = (
         "Together they walked to the {place2} and looked everywhere.",
     ),
     (
-        "At last they found the {colour} {thing} under a {tree} tree.",
+        "At last they found the {colour} {thing} under {a_tree} tree.",
         "At last {pal} found the {thing} behind a big stone.",
     ),
 )
@@ -159,7 +188,7 @@ FEAST = (
     ),
     ('{pal} said, "I am so hungry."', '{pal} asked, "May I come with you?"'),
     ('{name} said, "We can share the {food}."', "{name} smiled and gave {pal} some {food}."),
-    ("They cooked and ate until the stars came out.", "They sat under a {tree} tree and ate."),
+    ("They cooked and ate until the stars came out.", "They sat under {a_tree} tree and ate."),
 )
 LEARN = (
     (
@@ -174,7 +203,7 @@ LEARN = (
     ('{name} asked, "Can you teach me to {skill}?"', '{pal} said, "I can teach you to {skill}."'),
     (
         "They practised in the morning and in the evening.",
-        "Every day they practised under a {tree} tree.",
+        "Every day they practised under {a_tree} tree.",
     ),
     (
         "At last {name} could {skill} better than anyone.",
@@ -183,7 +212,7 @@ LEARN = (
 )
 TREASURE = (
     (
-        "{name} found an old map under a {tree} tree.",
+        "{name} found an old map under {a_tree} tree.",
         "One morning {name} found a {colour} map by the {place}.",
     ),
     ("{He} showed it to {pal} the {friend}.", "{He} ran to {his} friend {pal}, {a_friend}."),
@@ -225,20 +254,29 @@ def with_article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
+def draw_name(rng: random.Random) -> str:
+    """Choose a name, sometimes one that was never heard before."""
+    if rng.random() < 0.8:
+        return rng.choice(HE_NAMES + SHE_NAMES)
+    return "".join(rng.choices(SYLLABLES, k=rng.choice((2, 3)))).capitalize()
+
+
 def draw_cast(rng: random.Random, hero: str | None = None, name: str | None = None) -> Cast:
     """Choose the slots of one story; ``hero`` and ``name`` fix what a request asked for."""
-    hero = hero or rng.choice(tuple(HOMES))
-    name = name or rng.choice(HE_NAMES + SHE_NAMES)
+    hero = hero or rng.choice(STRANGERS if rng.random() < 0.25 else tuple(HOMES))
+    name = name or draw_name(rng)
     friend = rng.choice([animal for animal in HOMES if animal != hero])
     pal = rng.choice([other for other in HE_NAMES + SHE_NAMES if other != name])
     place, place2 = rng.sample(PLACES, 2)
-    he, his = ("he", "his") if name in HE_NAMES else ("she", "her")
+    he, his = ("she", "her") if name in SHE_NAMES else ("he", "his")
+    trait = rng.choice(TRAITS)
     slots = {
         "hero": hero,
         "name": name,
         "friend": friend,
         "pal": pal,
-        "a_trait": with_article(rng.choice(TRAITS)),
+        "trait": trait,
+        "a_trait": with_article(trait),
         "a_friend": with_article(friend),
         "a_friend_cap": with_article(friend).capitalize(),
         "he": he,
@@ -249,7 +287,7 @@ def draw_cast(rng: random.Random, hero: str | None = None, name: str | None = No
         "thing": rng.choice(THINGS),
         "colour": rng.choice(COLOURS),
         "food": rng.choice(FOODS),
-        "tree": rng.choice(TREES),
+        "a_tree": with_article(rng.choice(TREES)),
         "skill": rng.choice(SKILLS),
         "weather": rng.choice(WEATHERS),
     }

@@ -8,8 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from examples.models.grammar import NAMES, Story
+from examples.models.grammar import Story
 from examples.models.verses import compose
+
+_COMMON_STARTS: Final = """
+    A After An And Ask At By Come Do Every From Good He Hello In It Just Long Many More My On Once
+    One She Sleep So Soon Suddenly That The Then There They This Together When
+"""
+COMMON_STARTS: Final = frozenset(_COMMON_STARTS.split())
+"""First words that lose their capital inside a sentence; all others are names, or "I"."""
 
 Join = Callable[[Sequence[str], int], str]
 """Turns sentences into text; the number says how many sentences of the text came before."""
@@ -24,14 +31,13 @@ class Style:
     requests: tuple[str, ...]
     in_capitals: bool = False
     in_verse: bool = False
+    at_length: bool = False
 
 
 def lower_first(sentence: str) -> str:
     """Lower the first letter of a sentence unless it begins with a name or "I"."""
     first = sentence.split(maxsplit=1)[0].strip(".,!?'")
-    if first in NAMES or first == "I":
-        return sentence
-    return sentence[0].lower() + sentence[1:]
+    return first.lower() + sentence[len(first) :] if first in COMMON_STARTS else sentence
 
 
 def split_end(sentence: str) -> tuple[str, str]:
@@ -76,7 +82,22 @@ def _lines(sentences: Sequence[str], start: int) -> str:
     return "\n".join(sentences)
 
 
-PLAIN: Final = Style("plain", _plain, ("You are a storyteller.", "You are a helpful assistant."))
+PLAIN: Final = Style(
+    "plain",
+    _plain,
+    (
+        "You are a storyteller.",
+        "You are a helpful assistant.",
+        "You are a kind teacher.",
+        "You are a friendly robot.",
+        "Answer in simple words.",
+        "Be brief.",
+        "Be polite and kind.",
+        "Help the user.",
+        "You know many stories.",
+        "The user is a child.",
+    ),
+)
 SHOUT: Final = Style(
     "shout", _capitals, ("Write in capital letters.", "You always shout."), in_capitals=True
 )
@@ -87,8 +108,10 @@ OLD_PIRATE: Final = Style(
 )
 NUMBERED: Final = Style("numbered", _numbered, ("Number your sentences.", "Write a numbered list."))
 POET: Final = Style("poet", _lines, ("You are a poet.", "Write in rhymes."), in_verse=True)
+SAGA: Final = Style("saga", _plain, (), at_length=True)
 
 STYLES: Final = (SHOUT, CHEERFUL, PIRATE, OLD_PIRATE, NUMBERED, POET)
+"""The styles that the base model writes in when a system message asks for one."""
 
 
 def write(style: Style, rng: random.Random, story: Story) -> str:

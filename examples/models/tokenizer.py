@@ -3,6 +3,7 @@
 `train` calls it once; the chat template travels inside `tokenizer_config.json`.
 """
 
+import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -75,4 +76,13 @@ def train_tokenizer(folder: Path, *, num_documents: int, seed: int) -> PreTraine
         chat_template=CHAT_TEMPLATE,
     )
     tokenizer.save_pretrained(folder, save_jinja_files=False)
+    _name_known_class(folder / "tokenizer_config.json")
     return tokenizer
+
+
+def _name_known_class(path: Path) -> None:
+    """Name the tokenizer class that every transformers version knows, not only the newest."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("backend", None)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

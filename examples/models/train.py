@@ -126,8 +126,8 @@ def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -
 def main() -> None:
     """Train tokenizer and model and save both."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--rows", type=int, default=16, help="packed rows of a batch")
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--rows", type=int, default=8, help="packed rows of a batch")
     parser.add_argument("--out", type=Path, default=TARGET)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,6 +138,7 @@ def main() -> None:
     train(model, tokenizer, num_steps=arguments.steps, num_rows=arguments.rows)
     print(f"held-out loss {held_out_loss(model, tokenizer):.3f}")
     model.save_pretrained(arguments.out)
+    (arguments.out / "model.safetensors").chmod(0o644)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from examples.models.styles import (
     OLD_PIRATE,
     PIRATE,
     POET,
+    SAGA,
     SHOUT,
     Style,
 )
@@ -35,7 +36,7 @@ TARGET: Final = Path(__file__).parent.parent / "adapters"
 BASE_NAME: Final = "graft/tiny"
 SEED: Final = 20260202
 NUM_ROWS: Final = 16
-MAX_ROW_TOKENS: Final = 256
+MAX_ROW_TOKENS: Final = 384
 BATCHES_PER_DRAW: Final = 10
 PEAK_RATE: Final = 5e-3
 WARMUP_STEPS: Final = 10
@@ -61,9 +62,10 @@ class Recipe:
 
 
 RECIPES: Final = (
-    Recipe("cheerful", CHEERFUL, 4, 8, ("q_proj", "v_proj"), 150),
-    Recipe("shout", SHOUT, 8, 16, ATTENTION, 150),
-    Recipe("numbered", NUMBERED, 16, 8, MLP, 150, rank_stabilised=True),
+    Recipe("saga", SAGA, 2, 4, ATTENTION, 120),
+    Recipe("cheerful", CHEERFUL, 4, 8, ("q_proj", "v_proj"), 120),
+    Recipe("shout", SHOUT, 8, 16, ATTENTION, 120),
+    Recipe("numbered", NUMBERED, 16, 8, MLP, 120, rank_stabilised=True),
     Recipe("pirate-v1", PIRATE, 16, 32, (*ATTENTION, "down_proj"), 120),
     Recipe("pirate-v2", OLD_PIRATE, 24, 24, ATTENTION + MLP, 120),
     Recipe("poet", POET, 32, 8, ATTENTION + MLP, 120, rank_stabilised=True),
@@ -140,9 +142,9 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) 
 def write_on(
     model: PeftModel | LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str
 ) -> str:
-    """Return the greedy continuation of a text that holds its special tokens, up to 80 tokens."""
+    """Return the greedy continuation of a text that holds its special tokens, up to 240 tokens."""
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-    written = model.generate(**ids, max_new_tokens=80, do_sample=False)
+    written = model.generate(**ids, max_new_tokens=240, do_sample=False)
     new = written[0, ids["input_ids"].shape[1] :]
     return str(tokenizer.decode(new, skip_special_tokens=True))
 
@@ -158,7 +160,7 @@ def show(model: PeftModel | LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
     texts = [f"{tokenizer.bos_token}{prompt}" for prompt in PROMPTS] + chats
     written = [write_on(model, tokenizer, text) for text in texts]
     for prompt, text in zip(PROMPTS + QUESTIONS, written, strict=True):
-        print(f"  {prompt!r} -> {text!r}")
+        print(f"  {prompt!r} -> {text[:160]!r} ({len(text.split())} words)")
     return written
 
 

@@ -35,9 +35,8 @@ def compose(rng: random.Random, slots: dict[str, str]) -> tuple[str, ...]:
 
     Args:
         rng: Where the choice of couplets comes from.
-        slots: A cast's slots; ``hero``, ``name``, ``colour`` and ``a_trait`` are read.
+        slots: A cast's slots; ``hero``, ``name``, ``colour`` and ``trait`` are read.
     """
     chosen = rng.sample(COUPLETS[:-2], rng.choice((2, 3)))
     chosen.append(rng.choice(CLOSINGS))
-    trait = slots["a_trait"].split()[-1]
-    return tuple(line.format(trait=trait, **slots) for couplet in chosen for line in couplet)
+    return tuple(line.format(**slots) for couplet in chosen for line in couplet)
