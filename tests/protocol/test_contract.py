@@ -30,7 +30,7 @@ def required_properties(schema: dict[str, Any]) -> dict[str, list[str]]:
     return {name: sorted(one.get("required", [])) for name, one in objects.items()}
 
 
-PROTOCOL_1_REQUIRED = {
+PROTOCOL_1_REQUIRED: dict[str, dict[str, list[str]]] = {
     "shard": {"": ["index"], "AdapterEntry": ["revision", "servedName", "uri"], "Tier": []},
     "runtime-status": {
         "": ["model", "pod", "state", "version"],

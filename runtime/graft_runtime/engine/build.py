@@ -17,7 +17,7 @@ from graft_runtime.errors import ReasonedError
 from graft_runtime.ipc.messages import EngineProgress, EngineReady, Sampling, Submit
 from graft_runtime.layers.attention.base import KvLayout, kv_bytes_per_block
 from graft_runtime.models.arch import DecoderArch, load_arch
-from graft_runtime.models.decoder import load_decoder
+from graft_runtime.models.weights import load_decoder
 from graft_runtime.settings import EngineChildSettings
 
 logger = logging.getLogger(__name__)

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 NOT_FINITE = -1
 
+RowResult = tuple[int, float | None] | Exception
+"""What a step gave a row: a token and its log probability, or the error that it alone caused."""
+
 
 class Handle(Protocol):
     """A launched step."""
@@ -198,7 +201,7 @@ class Engine:
     def _slots_in_use(self) -> set[int]:
         return {request.slot for request in self._scheduler.requests() if request.slot}
 
-    def _run(self, rows: Sequence[Row]) -> list[tuple[int, float | None] | Exception]:
+    def _run(self, rows: Sequence[Row]) -> list[RowResult]:
         """Run rows; return for each that samples its token, or the error it alone caused."""
         try:
             return self._launch(rows)
@@ -209,7 +212,7 @@ class Engine:
             logger.warning("step of %d rows failed; running each alone", len(rows))
             return [result for row in rows for result in self._run([row])]
 
-    def _launch(self, rows: Sequence[Row]) -> list[tuple[int, float | None] | Exception]:
+    def _launch(self, rows: Sequence[Row]) -> list[RowResult]:
         plan = build_plan(rows, self.limits.scheduler.block_size)
         result = self._runner.launch(plan).result()
         logprobs = result.logprobs_S
@@ -219,9 +222,7 @@ class Engine:
         )
         return [next(sampled) if row.samples else (NOT_FINITE, None) for row in rows]
 
-    def _retire(
-        self, rows: Sequence[Row], results: Sequence[tuple[int, float | None] | Exception]
-    ) -> None:
+    def _retire(self, rows: Sequence[Row], results: Sequence[RowResult]) -> None:
         for row, result in zip(rows, results, strict=True):
             request = row.request
             if isinstance(result, Exception):

@@ -65,7 +65,7 @@ class Child(Generic[In, Out]):
         self._settings = settings
         self._callbacks = callbacks
         self._context = zmq.asyncio.Context.instance()
-        self._channel: AsyncChannel[In, Out] | None = None
+        self._channel: AsyncChannel[In, Out | Shutdown] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self._stopping = False
@@ -86,7 +86,7 @@ class Child(Generic[In, Out]):
         Raises:
             ChildDiedError: It died too often to go on.
         """
-        while not self._stopping:
+        while True:
             reason = await self._run_once()
             if self._stopping:
                 return
@@ -121,7 +121,7 @@ class Child(Generic[In, Out]):
         socket = self._run_dir / f"{self.name}{self.restarts}.sock"
         settings_file = socket.with_suffix(".json")
         settings_file.write_text(self._settings(socket).to_json())
-        channel = AsyncChannel[In, Out](self._context, socket, self._incoming)
+        channel = AsyncChannel[In, Out | Shutdown](self._context, socket, self._incoming)
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "graft_runtime.cli", self.name, str(settings_file)
@@ -138,7 +138,7 @@ class Child(Generic[In, Out]):
         return _ending(process.returncode)
 
     async def _pump(
-        self, channel: AsyncChannel[In, Out], process: asyncio.subprocess.Process
+        self, channel: AsyncChannel[In, Out | Shutdown], process: asyncio.subprocess.Process
     ) -> None:
         reader = asyncio.create_task(self._read(channel))
         waiter = asyncio.create_task(process.wait())
@@ -155,7 +155,7 @@ class Child(Generic[In, Out]):
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
 
-    async def _read(self, channel: AsyncChannel[In, Out]) -> None:
+    async def _read(self, channel: AsyncChannel[In, Out | Shutdown]) -> None:
         while True:
             self._callbacks.message(await channel.receive())
 

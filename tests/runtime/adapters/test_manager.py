@@ -18,6 +18,7 @@ from graft_runtime.ipc.messages import (
     PrepareAdapter,
     RegisterAdapter,
     ReleaseAdapter,
+    ResidencyState,
     UnregisterAdapter,
 )
 
@@ -309,7 +310,7 @@ class ManagerMachine(RuleBasedStateMachine):
                 self.manager.on_prepared(prepared((self.loader or {}).pop(name)))
             self.deliver()
             for name, place in sorted((self.engine or {}).items()):
-                event = "removed" if place == "leaving" else "resident"
+                event: ResidencyState = "removed" if place == "leaving" else "resident"
                 if place == "leaving":
                     (self.engine or {}).pop(name)
                 self.manager.on_residency(AdapterResidency(name, event), self.now)
