@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CODE_FOLDERS = ("operator", "runtime", "tests", "examples", "bench", "e2e")
 PACKAGES = ("operator/graft_operator", "runtime/graft_runtime", "runtime/graft_protocol")
 
-_SHAPED_NAME = re.compile(r"[a-z][a-z0-9_]*_(?P<dims>(?:[A-Z][a-z0-9]?)+)")
-_DIMENSION = re.compile(r"[A-Z][a-z0-9]?")
+# x_TD, q_KGnD, cos_T1D: each letter names a dimension, a digit is its own size.
+_SHAPED_NAME = re.compile(r"[a-z][a-z0-9_]*_(?P<dims>[A-Z][A-Za-z0-9]{0,5})")
 # In a comment or in the module's docstring: up to the first line that is blank or code.
 _LEGEND = re.compile(
     r"^# Shape legend:.*(?:\n#.*)*|^Shape legend:.*(?:\n\w.*)*",
@@ -40,13 +40,14 @@ def _docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def named_dimensions(source: str) -> set[str]:
     """Return the dimensions in the suffixes of variables and arguments: x_TD names T and D."""
-    names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
-    names |= {node.arg for node in ast.walk(ast.parse(source)) if isinstance(node, ast.arg)}
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     suffixes = [match["dims"] for name in names if (match := _SHAPED_NAME.fullmatch(name))]
-    return {dimension for suffix in suffixes for dimension in _DIMENSION.findall(suffix)}
+    return {letter for suffix in suffixes for letter in suffix if letter.isalpha()}
 
 
 def explained_dimensions(source: str) -> set[str]:
     """Return the dimensions that the file's shape legends explain."""
     legends = " ".join(match.group() for match in _LEGEND.finditer(source))
-    return {word for word in re.findall(r"\w+", legends) if _DIMENSION.fullmatch(word)}
+    return set(re.findall(r"\b[A-Za-z]\b", legends))
