@@ -12,6 +12,9 @@ GraftRuntimeError
     |-- HeadersTooLargeError       431: more headers than allowed
     |-- MediaTypeError             415: not uncompressed JSON
     |-- SlowBodyError              408: the body did not arrive in time
+    |-- NoSuchRouteError           404: no such path
+    |-- WrongMethodError           405: the path answers another method
+    |-- UnauthorizedError          401: no or a wrong token
     |-- ModelNotFoundError         404: absent and forbidden answer alike
     |-- AdapterUnavailableError    503: known, not usable yet
     |-- OverloadedError            429: the queue is full
@@ -112,6 +115,27 @@ class SlowBodyError(RequestError):
 
     code = "request_timeout"
     status = 408
+
+
+class NoSuchRouteError(RequestError):
+    """Nothing answers at this path."""
+
+    code = "not_found"
+    status = 404
+
+
+class WrongMethodError(RequestError):
+    """The path exists and answers another method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class UnauthorizedError(RequestError):
+    """The token is missing or wrong."""
+
+    code = "unauthorized"
+    status = 401
 
 
 class ModelNotFoundError(RequestError):

@@ -1,0 +1,300 @@
+"""The pod's Prometheus metrics: vLLM's and TGI's names where they exist, ``graft_*`` for the rest.
+
+One `Metrics` per process, made where objects are wired; the server and the pod call its methods,
+and ``/metrics`` shows it. Labels take values from closed sets and known names, never from requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from graft_protocol.reasons import AdapterState
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+FIRST_TOKEN_BUCKETS: Final = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+"""Seconds; the buckets that dashboards for vLLM expect."""
+INTER_TOKEN_BUCKETS: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+"""Seconds; vLLM's, and three finer ones for small models."""
+LATENCY_BUCKETS: Final = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+"""Seconds; vLLM's."""
+LOAD_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+"""Seconds; the promise is one second, five at worst."""
+
+FinishedReason = Literal["stop", "length", "abort", "error"]
+AbortReason = Literal["client_disconnect", "deadline", "shutdown", "engine"]
+TgiFailure = Literal["overloaded", "validation", "generation"]
+
+
+class EngineCounters(Protocol):
+    """What the engine reports with every step; `graft_runtime.ipc.messages.EngineStats` fits."""
+
+    @property
+    def running(self) -> int: ...  # noqa: D102 - named by the metric it feeds
+    @property
+    def waiting(self) -> int: ...  # noqa: D102
+    @property
+    def kv_blocks_used(self) -> int: ...  # noqa: D102
+    @property
+    def kv_blocks_total(self) -> int: ...  # noqa: D102
+    @property
+    def prompt_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def generation_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def preemptions(self) -> int: ...  # noqa: D102
+
+
+class AdapterRequests(Collector):
+    """``vllm:lora_requests_info``: exactly one series, for the state of this moment.
+
+    A plain gauge would leave one series behind for every combination of names there ever was.
+    """
+
+    def __init__(self) -> None:
+        self.max_lora = 0
+        """How many adapters the device can hold at once."""
+        self._waiting: Tally[str] = Tally()
+        self._running: Tally[str] = Tally()
+
+    def wait(self, name: str) -> None:
+        """Count a request for an adapter that has no output yet."""
+        self._waiting[name] += 1
+
+    def run(self, name: str) -> None:
+        """Move a waiting request to the running ones."""
+        _count_down(self._waiting, name)
+        self._running[name] += 1
+
+    def leave(self, name: str, *, was_running: bool) -> None:
+        """Forget a request that has ended."""
+        _count_down(self._running if was_running else self._waiting, name)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the one series; its value is the time, by which readers find the newest."""
+        family = Metric("vllm:lora_requests_info", "Adapters with requests.", "gauge")
+        labels = {
+            "max_lora": str(self.max_lora),
+            "running_lora_adapters": ",".join(sorted(self._running)),
+            "waiting_lora_adapters": ",".join(sorted(self._waiting)),
+        }
+        family.add_sample(family.name, labels, time.time())
+        return [family]
+
+
+def _count_down(tally: Tally[str], name: str) -> None:
+    tally[name] -= 1
+    if tally[name] <= 0:
+        del tally[name]
+
+
+class TgiRequests(Collector):
+    """TGI's request counters, whose names lack the suffix that the client library would add."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.success = 0
+        self.failures: Tally[TgiFailure] = Tally()
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the counters as untyped families."""
+        count = Metric("tgi_request_count", "Generation requests.", "unknown")
+        count.add_sample(count.name, {}, self.count)
+        success = Metric("tgi_request_success", "Requests that ended well.", "unknown")
+        success.add_sample(success.name, {}, self.success)
+        failure = Metric("tgi_request_failure", "Requests that failed, by cause.", "unknown")
+        for cause in ("overloaded", "validation", "generation"):
+            failure.add_sample(failure.name, {"err": cause}, self.failures[cause])
+        return [count, success, failure]
+
+
+class Metrics:
+    """All metrics of one server process."""
+
+    def __init__(self, model_name: str) -> None:
+        """Register every family, so that each is there from the first scrape on.
+
+        Args:
+            model_name: The base model's served name; the label of all ``vllm:*`` families.
+        """
+        self.registry = CollectorRegistry()
+        self.adapter_requests = AdapterRequests()
+        self.tgi = TgiRequests()
+        self.registry.register(self.adapter_requests)
+        self.registry.register(self.tgi)
+        self._model = {"model_name": model_name, "engine": "0"}
+        self._register_vllm()
+        self._register_graft()
+        self._tgi_queue = self._gauge("tgi_queue_size", "Requests waiting in the engine.")
+        self._tgi_batch = self._gauge("tgi_batch_current_size", "Requests in the running batch.")
+        self._engine_totals: dict[str, int] = {}
+
+    def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+        return Gauge(name, text, tuple(labels), registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(name, text, tuple(labels), registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: Iterable[str] = ()
+    ) -> Histogram:
+        return Histogram(name, text, tuple(labels), buckets=buckets, registry=self.registry)
+
+    def _register_vllm(self) -> None:
+        names, values = tuple(self._model), tuple(self._model.values())
+
+        def gauge(name: str, text: str) -> Gauge:
+            return self._gauge(f"vllm:{name}", text, names).labels(*values)
+
+        def counter(name: str, text: str) -> Counter:
+            return self._counter(f"vllm:{name}", text, names).labels(*values)
+
+        def seconds(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return self._histogram(f"vllm:{name}", text, buckets, names).labels(*values)
+
+        self._running = gauge("num_requests_running", "Requests in the running batch.")
+        self._waiting = gauge("num_requests_waiting", "Requests waiting in the engine.")
+        self._kv_usage = gauge("kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.")
+        self._totals = {
+            "prompt_tokens": counter("prompt_tokens", "Prompt tokens computed."),
+            "generation_tokens": counter("generation_tokens", "Tokens generated."),
+            "preemptions": counter("num_preemptions", "Requests preempted."),
+        }
+        self._success = self._counter(
+            "vllm:request_success", "Requests that ended, by reason.", (*names, "finished_reason")
+        )
+        for reason in ("stop", "length", "abort", "error"):
+            self._success.labels(*values, reason)
+        self._first_token = seconds(
+            "time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN_BUCKETS
+        )
+        self._inter_token = seconds(
+            "inter_token_latency_seconds", "From one token to the next.", INTER_TOKEN_BUCKETS
+        )
+        self._latency = seconds(
+            "e2e_request_latency_seconds", "From arrival to the end.", LATENCY_BUCKETS
+        )
+
+    def _register_graft(self) -> None:
+        self._adapters = self._gauge("graft_adapters", "Revisions, by state.", ("state",))
+        self.adapter_states({})
+        self._adapter_load = self._histogram(
+            "graft_adapter_load_seconds", "From learning of a revision to serving it.", LOAD_BUCKETS
+        )
+        self._engine_restarts = self._counter(
+            "graft_engine_restarts", "Times the engine process was started again."
+        )
+        self._aborted = self._counter(
+            "graft_aborted", "Requests given up before their end, by reason.", ("reason",)
+        )
+        self._rejected = self._counter(
+            "graft_rejected", "Requests refused, by error code.", ("reason",)
+        )
+        self._loop_lag = self._gauge(
+            "graft_loop_lag_seconds", "How late the server's event loop last woke up."
+        )
+
+    # What the pod tells
+
+    def observe_stats(self, stats: EngineCounters) -> None:
+        """Take over the engine's gauges and counters.
+
+        The engine counts since its own start; a smaller number than last time means a new engine.
+        """
+        self._running.set(stats.running)
+        self._waiting.set(stats.waiting)
+        self._tgi_batch.set(stats.running)
+        self._tgi_queue.set(stats.waiting)
+        total = stats.kv_blocks_total
+        self._kv_usage.set(stats.kv_blocks_used / total if total else 0.0)
+        self._count_up("prompt_tokens", stats.prompt_tokens)
+        self._count_up("generation_tokens", stats.generation_tokens)
+        self._count_up("preemptions", stats.preemptions)
+
+    def _count_up(self, name: str, total: int) -> None:
+        last = self._engine_totals.get(name, 0)
+        self._totals[name].inc(total - last if total >= last else total)
+        self._engine_totals[name] = total
+
+    def engine_gone(self) -> None:
+        """Empty the engine's gauges, when there is none to report."""
+        for gauge in (self._running, self._waiting, self._kv_usage):
+            gauge.set(0)
+        self._tgi_batch.set(0)
+        self._tgi_queue.set(0)
+
+    def engine_restarted(self) -> None:
+        """Count another start of the engine process."""
+        self._engine_restarts.inc()
+
+    def adapter_states(self, counts: Mapping[AdapterState, int]) -> None:
+        """Set how many revisions are in each state; states left out have none."""
+        for state in AdapterState:
+            self._adapters.labels(state.value).set(counts.get(state, 0))
+
+    def adapter_loaded(self, seconds: float) -> None:
+        """Record how long a revision took to become available."""
+        self._adapter_load.observe(seconds)
+
+    def set_max_lora(self, count: int) -> None:
+        """Set how many adapters the device can hold at once."""
+        self.adapter_requests.max_lora = count
+
+    # What the server tells
+
+    def first_token(self, seconds: float) -> None:
+        """Record the time from a request's arrival to its first token."""
+        self._first_token.observe(seconds)
+
+    def inter_token(self, seconds: float) -> None:
+        """Record the time between two tokens of a request."""
+        self._inter_token.observe(seconds)
+
+    def finished(self, reason: FinishedReason, seconds: float) -> None:
+        """Count a request that ended, and how long it took from its arrival."""
+        self._success.labels(*self._model.values(), reason).inc()
+        self._latency.observe(seconds)
+        if reason != "error":
+            self.tgi.count += 1
+            self.tgi.success += reason != "abort"
+
+    def aborted(self, reason: AbortReason) -> None:
+        """Count a request that was given up before its end."""
+        self._aborted.labels(reason).inc()
+
+    def rejected(self, code: str) -> None:
+        """Count a refused request.
+
+        Args:
+            code: The error class's own code, never text from a request.
+        """
+        self._rejected.labels(code).inc()
+
+    def tgi_failed(self, cause: TgiFailure) -> None:
+        """Count a failed request under TGI's name for the cause."""
+        self.tgi.count += 1
+        self.tgi.failures[cause] += 1
+
+    def loop_lag(self, seconds: float) -> None:
+        """Set how late the event loop last woke up."""
+        self._loop_lag.set(seconds)
+
+    def expose(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,118 @@
+"""The port between the front doors and whatever runs the model.
+
+The pod implements it over its engine; tests replay tokens through it. Nothing here knows HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from graft_protocol.status import RuntimeStatus
+from graft_runtime.ipc.messages import Sampling
+
+BASE_ALIASES: Final = frozenset({None, "", "tgi", "dummy"})
+"""What clients send as a model's name when they mean the base model."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model name resolved to, fixed for the request's whole life."""
+
+    served_name: str
+    """Echoed in responses."""
+    revision: str | None
+    """None is the base model."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One line of the list of models."""
+
+    name: str
+    root: str
+    parent: str | None
+    created: int
+    """Seconds since the epoch."""
+    max_model_len: int | None
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class TokenChunk:
+    """One output of the engine for one request."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    finish_reason: Literal["stop", "length", "abort", "error"] | None
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the probes ask."""
+
+    live: bool
+    ready: bool
+    started: bool
+    detail: str
+
+
+class Backend(Protocol):
+    """Models to ask and what runs them."""
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """Return what can be asked for now: the base model first, then adapters."""
+        ...
+
+    def resolve(self, model: str | None) -> Target:
+        """Return what a name means now. `BASE_ALIASES` mean the base model.
+
+        Raises:
+            ModelNotFoundError: Nobody serves that name.
+            AdapterUnavailableError: Known, but not usable yet.
+        """
+        ...
+
+    def check_admission(self, prompt_chars: int) -> None:
+        """Refuse early, before work is put into a request.
+
+        Args:
+            prompt_chars: Length of its text, or the number of its tokens if it came as tokens.
+
+        Raises:
+            OverloadedError: The queue is full.
+            DrainingError: The pod is going down.
+        """
+        ...
+
+    def generate(
+        self, request_id: str, token_ids: list[int], sampling: Sampling, target: Target
+    ) -> AsyncGenerator[TokenChunk, None]:
+        """Run one request; the last chunk carries the reason for the end.
+
+        Closing the generator aborts the request at once and frees what it holds. Nothing is
+        submitted before the first chunk is asked for.
+
+        Raises:
+            RequestError: A subclass says why there is no (further) output.
+        """
+        ...
+
+    def status(self) -> RuntimeStatus:
+        """Return the pod's report."""
+        ...
+
+    def health(self) -> Health:
+        """Return what the probes answer; must not wait for anything."""
+        ...
+
+    def tokenizer_dir(self) -> Path | None:
+        """Return the base model's folder; None until it is on disk."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus output in tokens; 0 until known."""
+        ...

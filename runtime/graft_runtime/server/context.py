@@ -1,0 +1,65 @@
+"""What every route needs, and what belongs to one HTTP exchange.
+
+Made by `app` and `limits`, read by the routes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from graft_protocol.config import ServerSettings
+from graft_runtime.metrics import AbortReason, Metrics
+from graft_runtime.server.backend import Backend
+from graft_runtime.text.model_text import ModelTextLoader
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """The long-lived objects behind all routes."""
+
+    backend: Backend
+    settings: ServerSettings
+    metrics: Metrics
+    texts: ModelTextLoader
+
+
+@dataclass
+class Exchange:
+    """One HTTP request and its answer."""
+
+    request_id: str
+    """The client's, or one drawn for it; safe to log and to send back."""
+    path: str
+    arrived: float = field(default_factory=time.perf_counter)
+    """Seconds on the monotonic clock."""
+    ignored_fields: tuple[str, ...] = ()
+    """Fields of the body that nobody here knows."""
+    abort_reason: AbortReason = "client_disconnect"
+    """Why its generation was closed early, if it was."""
+    failure_counted: bool = False
+    """Whether its failure is in the metrics already."""
+
+    def elapsed(self) -> float:
+        """Return the seconds since arrival."""
+        return time.perf_counter() - self.arrived
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that every good answer to a generation request carries."""
+        if not self.ignored_fields:
+            return {}
+        return {"x-graft-ignored-fields": ", ".join(self.ignored_fields)}
+
+
+def frontend_of(request: Request) -> Frontend:
+    """Return the application's long-lived objects."""
+    return cast("Frontend", request.app.state.frontend)
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the exchange that `limits` opened for this request."""
+    return cast("Exchange", scope["state"]["exchange"])

@@ -1,0 +1,149 @@
+"""Errors as each family of surfaces writes them.
+
+One mapper per family; what is not a `RequestError` leaves as an opaque 500 with the request's id,
+and its details go to the log alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from graft_runtime.errors import (
+    BodyTooLargeError,
+    DrainingError,
+    EngineDiedError,
+    InvalidRequestError,
+    MalformedBodyError,
+    ModelNotFoundError,
+    NoSuchRouteError,
+    OverloadedError,
+    RequestError,
+    SlowBodyError,
+    UnauthorizedError,
+    WrongMethodError,
+)
+
+_logger = logging.getLogger(__name__)
+
+Family = Literal["openai", "tgi"]
+
+_OPENAI_TYPES: Final = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    405: "MethodNotAllowedError",
+    408: "RequestTimeoutError",
+    413: "RequestEntityTooLargeError",
+    415: "UnsupportedMediaTypeError",
+    429: "TooManyRequestsError",
+    431: "RequestHeaderFieldsTooLargeError",
+    503: "ServiceUnavailableError",
+    504: "GatewayTimeoutError",
+}
+_CLOSING: Final = (BodyTooLargeError, SlowBodyError, DrainingError)
+"""After these the connection is of no more use."""
+
+
+@dataclass(frozen=True)
+class WireError:
+    """An error in the form of one family."""
+
+    status: int
+    body: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        """Return it as a whole answer."""
+        return Response(
+            msgspec.json.encode(self.body),
+            self.status,
+            headers=dict(self.headers),
+            media_type="application/json",
+        )
+
+
+def family_of(path: str) -> Family:
+    """Return whose error form a path speaks."""
+    return "openai" if path.startswith(("/v1/", "/internal/")) else "tgi"
+
+
+def wire_error(family: Family, error: RequestError) -> WireError:
+    """Return an error in a family's form."""
+    return openai_error(error) if family == "openai" else tgi_error(error)
+
+
+def openai_error(error: RequestError) -> WireError:
+    """Return OpenAI's nested form, with the flat keys that older clients of vLLM read beside it."""
+    fields = {
+        "message": error.message,
+        "type": _OPENAI_TYPES.get(error.status, "InternalServerError"),
+        "param": error.param,
+    }
+    body = {
+        "error": {**fields, "code": error.code},
+        "object": "error",
+        **fields,
+        "code": error.status,
+    }
+    return WireError(error.status, body, _headers(error))
+
+
+def tgi_error(error: RequestError) -> WireError:
+    """Return TGI's form: a text and a type, both at the top."""
+    status, message, type = error.status, error.message, error.code
+    if isinstance(error, MalformedBodyError):
+        type = "validation"
+    elif isinstance(error, InvalidRequestError):
+        status, type = 422, "validation"
+        message = f"Input validation error: {message}"
+    elif isinstance(error, OverloadedError):
+        type, message = "overloaded", "Model is overloaded"
+    elif isinstance(error, EngineDiedError):
+        status, type = 424, "generation"
+        message = f"Request failed during generation: {message}"
+    return WireError(status, {"error": message, "error_type": type}, _headers(error))
+
+
+def _headers(error: RequestError) -> dict[str, str]:
+    headers = {}
+    if error.status in (429, 503):
+        headers["retry-after"] = str(error.retry_after_seconds or 1)
+    if isinstance(error, _CLOSING):
+        headers["connection"] = "close"
+    if isinstance(error, UnauthorizedError):
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def as_request_error(error: Exception, request_id: str) -> RequestError:
+    """Return what a client may know of an error; log the rest."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, HTTPException):
+        return _routing_error(error)
+    _logger.error("request failed", exc_info=error, extra={"request_id": request_id})
+    return RequestError(f"internal error; the request's id is {request_id}")
+
+
+def _routing_error(error: HTTPException) -> RequestError:
+    if error.status_code == 405:
+        return WrongMethodError("this path answers another method")
+    if error.status_code == 404:
+        return NoSuchRouteError("no such path")
+    return InvalidRequestError("the request cannot be served")
+
+
+def tgi_cause(error: RequestError) -> Literal["overloaded", "validation", "generation"]:
+    """Return TGI's metric label for an error."""
+    if isinstance(error, OverloadedError):
+        return "overloaded"
+    if isinstance(error, InvalidRequestError | ModelNotFoundError) or 400 <= error.status < 500:
+        return "validation"
+    return "generation"

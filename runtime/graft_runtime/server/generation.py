@@ -1,0 +1,149 @@
+"""One request through the backend: tokens become text, stop strings end it, its course is recorded.
+
+Every surface consumes `generate`; none talks to the backend's generator itself, so closing, metrics
+and the log are in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal
+
+from graft_runtime.errors import EngineDiedError
+from graft_runtime.ipc.messages import Sampling
+from graft_runtime.server.backend import Target, TokenChunk
+from graft_runtime.server.context import Exchange, Frontend
+from graft_runtime.server.record import Record
+from graft_runtime.text.detokenizer import Detokenizer
+from graft_runtime.text.stop import StopMatcher
+from graft_runtime.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt to run, fully validated."""
+
+    id: str
+    """Unique in the engine, whatever ids clients send."""
+    token_ids: list[int]
+    sampling: Sampling
+    target: Target
+    tokenizer: Tokenizer
+    stops: tuple[str, ...] = ()
+    keep_stop: bool = False
+    """Whether matched stop strings and stop tokens stay in the text."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token."""
+
+    id: int
+    text: str
+    """What it added to the text; "" amid a character."""
+    logprob: float | None
+    special: bool
+
+
+@dataclass(frozen=True)
+class End:
+    """Why a generation ended."""
+
+    reason: Literal["length", "eos", "stop_token", "stop_string", "abort"]
+    stop: str | int | None = None
+    """The stop string or stop token that ended it."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one output of the engine became. The last one, and only it, has an end."""
+
+    text: str
+    """Text that is certain, stop strings considered."""
+    tokens: tuple[Token, ...]
+    end: End | None = None
+
+
+async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGenerator[Piece, None]:
+    """Run a job.
+
+    Closing this generator aborts the job in the engine at once.
+
+    Raises:
+        RequestError: The backend could not begin or go on.
+    """
+    record = Record(frontend.metrics, exchange, job.id, job.target, len(job.token_ids))
+    reader = _Reader(job)
+    chunks = frontend.backend.generate(job.id, job.token_ids, job.sampling, job.target)
+    with record:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                piece = reader.read(chunk)
+                record.tokens(len(piece.tokens))
+                if piece.end is not None:
+                    record.end = piece.end.reason
+                    await chunks.aclose()
+                    record.close()
+                yield piece
+                if piece.end is not None:
+                    return
+        raise EngineDiedError("the output ended without a reason")
+
+
+class _Reader:
+    """Turns chunks of tokens into pieces of text."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._text = Detokenizer(job.tokenizer)
+        self._stop = StopMatcher(job.stops, keep=job.keep_stop)
+
+    def read(self, chunk: TokenChunk) -> Piece:
+        """Read one chunk; tokens behind a stop string are dropped."""
+        if chunk.finish_reason == "error":
+            raise EngineDiedError("the engine failed under this request")
+        logprobs: Sequence[float | None] = chunk.logprobs or [None] * len(chunk.token_ids)
+        ending = self._ending_token(chunk)
+        texts: list[str] = []
+        tokens: list[Token] = []
+        for position, (id, logprob) in enumerate(zip(chunk.token_ids, logprobs, strict=True)):
+            is_ending = ending is not None and position == len(chunk.token_ids) - 1
+            added = "" if is_ending and not self._job.keep_stop else self._text.push(id)
+            tokens.append(self._token(id, added, logprob))
+            matched = self._stop.push(added)
+            texts.append(matched.text)
+            if matched.stop is not None:
+                end = End("stop_string", matched.stop)
+                return Piece("".join(texts), tuple(tokens), end)
+        if chunk.finish_reason is None:
+            return Piece("".join(texts), tuple(tokens))
+        return self._last("".join(texts), tokens, self._end(chunk, ending))
+
+    def _ending_token(self, chunk: TokenChunk) -> int | None:
+        """Return the client's stop token that ended the output, if one did."""
+        last = chunk.token_ids[-1:]
+        is_stop = chunk.finish_reason == "stop" and bool(last)
+        return last[0] if is_stop and last[0] in self._job.sampling.stop_token_ids else None
+
+    def _token(self, id: int, added: str, logprob: float | None) -> Token:
+        special = self._job.tokenizer.is_special(id)
+        text = self._job.tokenizer.special_text(id) if special else added
+        return Token(id, text, logprob, special)
+
+    def _end(self, chunk: TokenChunk, ending: int | None) -> End:
+        if chunk.finish_reason == "length":
+            return End("length")
+        if chunk.finish_reason == "abort":
+            return End("abort")
+        return End("eos") if ending is None else End("stop_token", ending)
+
+    def _last(self, text: str, tokens: list[Token], end: End) -> Piece:
+        """Give out what was held back; even that can complete a stop string."""
+        rest = self._text.flush()
+        matched = self._stop.push(rest)
+        text += matched.text
+        if matched.stop is not None:
+            return Piece(text, tuple(tokens), End("stop_string", matched.stop))
+        return Piece(text + self._stop.flush(), tuple(tokens), end)

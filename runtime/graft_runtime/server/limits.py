@@ -1,0 +1,169 @@
+"""The outermost layer: request ids, limits on headers and body, and the last catch of errors.
+
+Plain ASGI, so that streams pass through unbuffered. It never looks into a body; `body` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from typing import Any, Final
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from graft_runtime.errors import (
+    BodyTooLargeError,
+    HeadersTooLargeError,
+    RequestError,
+    SlowBodyError,
+)
+from graft_runtime.metrics import Metrics
+from graft_runtime.server.context import Exchange
+from graft_runtime.server.errors import (
+    as_request_error,
+    family_of,
+    tgi_cause,
+    wire_error,
+)
+
+_logger = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES: Final = 16 * 1024
+"""Names and values of all headers together."""
+MAX_HEADERS: Final = 100
+BODY_TIMEOUT_SECONDS: Final = 10.0
+"""From the first read of a body to its end."""
+MAX_LOGGED_PATH: Final = 200
+"""Characters of a refused request's path that the log shows."""
+
+_SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
+
+
+class LimitsMiddleware:
+    """Opens an `Exchange` for each request and guards the application behind it."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        metrics: Metrics | None,
+        body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
+    ) -> None:
+        """Wrap an application.
+
+        Args:
+            app: What to guard.
+            max_body_bytes: Longest body that is read.
+            metrics: Where refusals are counted, if anywhere.
+            body_timeout_seconds: How long a body may take to arrive.
+        """
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._metrics = metrics
+        self._body_timeout_seconds = body_timeout_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        exchange = Exchange(_request_id(headers), scope["path"])
+        scope.setdefault("state", {})["exchange"] = exchange
+        answer = _Answer(send, exchange)
+        try:
+            self._check_headers(headers)
+            await self._app(scope, self._limited(receive), answer.send)
+        except ClientDisconnect:
+            return  # nobody is left to answer
+        except Exception as error:
+            if answer.started:
+                raise
+            await self._refuse(scope, receive, answer, error)
+
+    async def _refuse(
+        self, scope: Scope, receive: Receive, answer: _Answer, error: Exception
+    ) -> None:
+        exchange = answer.exchange
+        refusal = as_request_error(error, exchange.request_id)
+        if self._metrics is not None:
+            self._metrics.rejected(refusal.code)
+            if scope["method"] == "POST" and not exchange.failure_counted:
+                self._metrics.tgi_failed(tgi_cause(refusal))
+        _logger.info("refused", extra=_facts(scope, exchange, refusal))
+        response = wire_error(family_of(scope["path"]), refusal).response()
+        await response(scope, receive, answer.send)
+
+    def _check_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        total = sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > MAX_HEADERS or total > MAX_HEADER_BYTES:
+            message = f"at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together"
+            raise HeadersTooLargeError(message)
+        announced = next((value for name, value in headers if name == b"content-length"), b"0")
+        if announced.isdigit() and int(announced) > self._max_body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> RequestError:
+        return BodyTooLargeError(f"the body is longer than {self._max_body_bytes} bytes")
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Return a `receive` that counts the body's bytes and its time while it is being read."""
+        num_bytes = 0
+        deadline: float | None = None
+        complete = False
+
+        async def limited() -> Message:
+            nonlocal num_bytes, deadline, complete
+            if complete:
+                return await receive()
+            loop = asyncio.get_running_loop()
+            deadline = deadline or loop.time() + self._body_timeout_seconds
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise SlowBodyError("the body did not arrive in time") from error
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_body_bytes:
+                raise self._too_large()
+            complete = not message.get("more_body", False)
+            return message
+
+        return limited
+
+
+class _Answer:
+    """Passes an answer on, with the request's id in its headers, and remembers that it began."""
+
+    def __init__(self, send: Send, exchange: Exchange) -> None:
+        self._send = send
+        self.exchange = exchange
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            own = (b"x-request-id", self.exchange.request_id.encode())
+            message = {**message, "headers": [*message.get("headers", []), own]}
+        await self._send(message)
+
+
+def _facts(scope: Scope, exchange: Exchange, refusal: RequestError) -> dict[str, Any]:
+    return {
+        "request_id": exchange.request_id,
+        "method": scope["method"],
+        "path": exchange.path[:MAX_LOGGED_PATH],
+        "status": refusal.status,
+        "code": refusal.code,
+    }
+
+
+def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
+    """Return the client's id if it is harmless, else a new one."""
+    given = next((value for name, value in headers if name == b"x-request-id"), b"")
+    text = given.decode("latin-1")
+    return text if _SAFE_ID.fullmatch(text) else uuid.uuid4().hex

@@ -1,0 +1,79 @@
+"""How an application is put on a port: uvicorn, with its limits, and without its logs and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Where the parser gives up on a request's head; `limits` refuses smaller ones by name."""
+KEEP_ALIVE_SECONDS: Final = 5
+"""How long an idle connection stays open."""
+BACKLOG: Final = 2048
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the process, which has more than one server to end."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Listener:
+    """One application on one port, from `start` to `stop`."""
+
+    def __init__(self, app: ASGIApp, *, host: str, port: int, drain_timeout_seconds: float) -> None:
+        """Prepare; nothing is bound yet.
+
+        Args:
+            app: The application.
+            host: Address to bind.
+            port: Port to bind; 0 picks a free one.
+            drain_timeout_seconds: How long requests may go on after `stop`; whole seconds count.
+        """
+        self._address = (host, port)
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                timeout_graceful_shutdown=max(1, round(drain_timeout_seconds)),
+            )
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Bind, serve in the background, and return the port.
+
+        Raises:
+            OSError: The address cannot be bound.
+        """
+        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
+        bound = socket.create_server(self._address, family=family, backlog=BACKLOG)
+        bound.setblocking(False)
+        port: int = bound.getsockname()[1]
+        self._task = asyncio.create_task(self._server.serve(sockets=[bound]))
+        return port
+
+    async def wait(self) -> None:
+        """Return when serving has ended; raises what ended it."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def stop(self) -> None:
+        """Take no new connections, let running requests end, and return when all is closed."""
+        self._server.should_exit = True
+        await self.wait()

@@ -1,0 +1,202 @@
+"""``POST /v1/chat/completions``: messages in, the assistant's next message out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from graft_runtime.errors import InvalidRequestError
+from graft_runtime.server.backend import Target
+from graft_runtime.server.body import read_object
+from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
+from graft_runtime.server.fields import PositiveInt, Unsupported, parse_fields
+from graft_runtime.server.generation import End, Job, Piece, Token, generate
+from graft_runtime.server.openai.answer import (
+    Usage,
+    answer_stream,
+    answer_whole,
+    finish_reason,
+    round_logprob,
+    stop_reason,
+)
+from graft_runtime.server.openai.messages import parse_messages
+from graft_runtime.server.openai.sampling import UNSUPPORTED, SamplingFields
+from graft_runtime.server.prompts import admit, fit_output, job_ids, refuse_hopeless
+from graft_runtime.server.sse import DONE, event
+
+router = APIRouter()
+
+_UNSUPPORTED: Final[Unsupported] = {
+    **UNSUPPORTED,
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "tool_prompt": (),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "audio": (),
+    "modalities": (["text"],),
+    "prediction": (),
+    "web_search_options": (),
+    "documents": ([],),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "echo": (False,),
+    "add_special_tokens": (False,),
+    "reasoning_effort": ("none",),
+    "include_reasoning": (True, False),
+    "thinking_token_budget": (),
+    "mm_processor_kwargs": ({},),
+}
+
+
+class ChatFields(SamplingFields):
+    """What this surface honours."""
+
+    messages: Any
+    max_tokens: PositiveInt | None = None
+    max_completion_tokens: PositiveInt | None = None
+    logprobs: bool = False
+    add_generation_prompt: bool = True
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request ready to run."""
+
+    id: str
+    created: int
+    fields: ChatFields
+    target: Target
+    job: Job
+
+    def envelope(self, object: str) -> dict[str, Any]:
+        """Return what every object of the answer begins with."""
+        return {
+            "id": self.id,
+            "object": object,
+            "created": self.created,
+            "model": self.target.served_name,
+        }
+
+
+@router.post("/v1/chat/completions", summary="Answer a chat", response_model=None)
+async def create_chat_completion(request: Request) -> Response:  # noqa: D103 - see the summary
+    frontend, exchange = frontend_of(request), exchange_of(request.scope)
+    body = await read_object(request)
+    fields, exchange.ignored_fields = parse_fields(ChatFields, body, _UNSUPPORTED)
+    call = await _prepare(frontend, exchange, fields)
+    if fields.stream:
+        return answer_stream(request, _events(frontend, exchange, call))
+    return await answer_whole(request, _whole(frontend, exchange, call))
+
+
+async def _prepare(frontend: Frontend, exchange: Exchange, fields: ChatFields) -> _Call:
+    messages = parse_messages(fields.messages)
+    target = frontend.backend.resolve(fields.model)
+    num_chars = sum(len(each["content"]) for each in messages)
+    text = await admit(frontend, num_chars)
+    refuse_hopeless(text.tokenizer, num_chars, frontend.backend.max_model_len)
+    if text.chat is None:
+        message = "the model has no chat template; use /v1/completions"
+        raise InvalidRequestError(message, param="messages")
+    ids = await asyncio.to_thread(
+        text.chat.encode,
+        text.tokenizer,
+        messages,
+        add_generation_prompt=fields.add_generation_prompt,
+    )
+    wanted = fields.max_completion_tokens or fields.max_tokens
+    sampling = fields.sampling(
+        text.tokenizer,
+        max_tokens=fit_output(len(ids), wanted, None, frontend.backend.max_model_len),
+        logprobs=fields.logprobs,
+    )
+    keep = fields.include_stop_str_in_output
+    job = Job(job_ids(exchange, 1)[0], ids, sampling, target, text.tokenizer, fields.stop, keep)
+    return _Call(f"chatcmpl-{exchange.request_id}", int(time.time()), fields, target, job)
+
+
+async def _whole(frontend: Frontend, exchange: Exchange, call: _Call) -> dict[str, Any]:
+    text: list[str] = []
+    tokens: list[Token] = []
+    end: End | None = None
+    async with aclosing(generate(frontend, exchange, call.job)) as pieces:
+        async for piece in pieces:
+            text.append(piece.text)
+            tokens += piece.tokens
+            end = piece.end
+    return {
+        **call.envelope("chat.completion"),
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "".join(text)},
+                "logprobs": logprobs_json(tokens) if call.fields.logprobs else None,
+                "finish_reason": finish_reason(end),
+                "stop_reason": stop_reason(end),
+            }
+        ],
+        "usage": Usage(len(call.job.token_ids), len(tokens)).to_json(),
+    }
+
+
+async def _events(
+    frontend: Frontend, exchange: Exchange, call: _Call
+) -> AsyncGenerator[bytes, None]:
+    usage = Usage(len(call.job.token_ids))
+    is_first = True
+    async with aclosing(generate(frontend, exchange, call.job)) as pieces:
+        async for piece in pieces:
+            if is_first:
+                is_first = False
+                yield _chunk(call, {"role": "assistant", "content": ""}, None, usage)
+            usage.completion_tokens += len(piece.tokens)
+            if piece.text or piece.end or call.fields.logprobs:
+                delta = {"content": piece.text} if piece.text else {}
+                yield _chunk(call, delta, piece, usage)
+    if call.fields.wants_usage:
+        last = {**call.envelope("chat.completion.chunk"), "choices": [], "usage": usage.to_json()}
+        yield event(last)
+    yield DONE
+
+
+def _chunk(call: _Call, delta: dict[str, Any], piece: Piece | None, usage: Usage) -> bytes:
+    wants_logprobs = call.fields.logprobs and piece is not None
+    choice: dict[str, Any] = {
+        "index": 0,
+        "delta": delta,
+        "logprobs": logprobs_json(piece.tokens) if wants_logprobs and piece else None,
+        "finish_reason": finish_reason(piece.end) if piece else None,
+    }
+    if piece is not None and piece.end is not None:
+        choice["stop_reason"] = stop_reason(piece.end)
+    chunk = {**call.envelope("chat.completion.chunk"), "choices": [choice]}
+    if call.fields.wants_running_usage:
+        chunk["usage"] = usage.to_json()
+    return event(chunk)
+
+
+def logprobs_json(tokens: list[Token] | tuple[Token, ...]) -> dict[str, Any]:
+    """Return the log probabilities of chosen tokens, in the form that chats use."""
+    return {
+        "content": [
+            {
+                "token": token.text,
+                "logprob": round_logprob(token.logprob),
+                "bytes": list(token.text.encode()),
+                "top_logprobs": [],
+            }
+            for token in tokens
+        ]
+    }

@@ -1,0 +1,136 @@
+"""Server-sent events: framing, keep-alive comments, and errors once a stream has begun.
+
+Knows no surface: events arrive as bytes, and the surface says how its errors look inside a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from graft_runtime.errors import RequestError
+from graft_runtime.server.context import Exchange
+from graft_runtime.server.errors import as_request_error
+from graft_runtime.server.exchange import stop, watch
+
+DONE: Final = b"data: [DONE]\n\n"
+KEEP_ALIVE: Final = b":\n\n"
+KEEP_ALIVE_SECONDS: Final = 15.0
+"""Silence after which a comment is sent, so that proxies keep the connection."""
+LAST_WRITE_SECONDS: Final = 5.0
+"""How long the last event of a failed stream waits for a client that does not read."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def event(payload: Any) -> bytes:
+    """Frame one JSON value."""
+    return b"data: " + _encode(payload) + b"\n\n"
+
+
+class SseResponse(Response):
+    """A stream of events that ends with its client, its deadline or its source.
+
+    Headers are sent with the first event: an error before it is an ordinary error answer. Later
+    ones become events, since the status is gone.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        events: AsyncGenerator[bytes, None],
+        *,
+        error_events: Callable[[RequestError], Sequence[bytes]],
+        timeout_seconds: float,
+        headers: Mapping[str, str] | None = None,
+        keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
+    ) -> None:
+        """Prepare a stream.
+
+        Args:
+            exchange: Whose answer this is.
+            events: Framed events; closed in every case.
+            error_events: What ends the stream after an error.
+            timeout_seconds: Longest time from the exchange's arrival to the end.
+            headers: More headers.
+            keep_alive_seconds: Longest silence.
+        """
+        own = {"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})}
+        super().__init__(None, 200, headers=own, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._exchange = exchange
+        self._events = events
+        self._error_events = error_events
+        self._timeout_seconds = timeout_seconds
+        self._keep_alive_seconds = keep_alive_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the stream."""
+        wire = _Wire(send, self.raw_headers)
+        keeper = asyncio.create_task(wire.keep_alive(self._keep_alive_seconds))
+        try:
+            await watch(
+                self._exchange,
+                receive,
+                self._produce(wire),
+                timeout_seconds=self._timeout_seconds,
+            )
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if not wire.started:
+                raise
+            last = self._error_events(as_request_error(error, self._exchange.request_id))
+            async with asyncio.timeout(LAST_WRITE_SECONDS):
+                await wire.end(last)
+        finally:
+            await stop(keeper)
+
+    async def _produce(self, wire: _Wire) -> None:
+        async with aclosing(self._events) as events:
+            async for each in events:
+                await wire.write(each)
+        await wire.end(())
+
+
+class _Wire:
+    """One response body that two tasks write to, events and comments, each whole."""
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send = send
+        self._headers = headers
+        self._lock = asyncio.Lock()
+        self._ended = False
+        self._last = asyncio.get_running_loop().time()
+        self.started = False
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        async with self._lock:
+            if self._ended:
+                return
+            if not self.started:
+                self.started = True
+                await self._send(
+                    {"type": "http.response.start", "status": 200, "headers": self._headers}
+                )
+            self._ended = not more
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+            self._last = asyncio.get_running_loop().time()
+
+    async def end(self, last_events: Sequence[bytes]) -> None:
+        await self.write(b"".join(last_events), more=False)
+
+    async def keep_alive(self, seconds: float) -> None:
+        """Write a comment after each such silence, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(max(0.0, self._last + seconds - loop.time()))
+            if loop.time() - self._last >= seconds:
+                await self.write(KEEP_ALIVE)
