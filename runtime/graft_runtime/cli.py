@@ -10,13 +10,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import uvicorn
 import yaml
-from fastapi import FastAPI
 from pydantic import ValidationError
 
 from graft_protocol.config import RuntimeConfig
@@ -26,6 +23,7 @@ from graft_runtime.log import configure_logging
 from graft_runtime.metrics import Metrics
 from graft_runtime.pod.pod import Pod
 from graft_runtime.server.app import create_app, create_internal_app
+from graft_runtime.server.listener import listener
 from graft_runtime.settings import EngineChildSettings, LoaderChildSettings
 
 logger = logging.getLogger(__name__)
@@ -88,11 +86,11 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
     metrics = Metrics(config.model.served_name)
     pod = Pod(config, paths, name, metrics)
     settings = config.server
-    public = create_app(pod.gateway, settings, metrics)
+    public = create_app(pod.gateway, settings, metrics=metrics)
     internal = create_internal_app(pod.gateway, token)
     servers = [
-        _server(public, settings.host, settings.port),
-        _server(internal, settings.host, settings.internal_port),
+        listener(public, host=settings.host, port=settings.port, drain_timeout_seconds=2),
+        listener(internal, host=settings.host, port=settings.internal_port),
     ]
     pod_task = asyncio.create_task(pod.run())
     server_tasks = [asyncio.create_task(server.serve()) for server in servers]
@@ -111,29 +109,6 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
         await pod_task
     logger.info("stopped")
     return 0 if clean else 1
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: the pod decides when to go."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone."""
-        yield
-
-
-def _server(app: FastAPI, host: str, port: int) -> uvicorn.Server:
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=2,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
-    return _Server(config)
 
 
 def _signals() -> asyncio.Event:

@@ -11,6 +11,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_every_row_agrees_when_adapters_take_turns_on_few_pages(
     ids=["tied", "one kv head", "own head size", "linear rope"],
 )
 def test_every_row_agrees_for_the_variants_of_the_family(
-    overrides: dict[str, object], tmp_path: Path
+    overrides: dict[str, Any], tmp_path: Path
 ) -> None:
     model = make_llama(tmp_path, seed=9, max_position_embeddings=128, **overrides)
     adapter = {"only": make_adapter(model, tmp_path / "only", rank=6, seed=8)}
@@ -138,7 +139,7 @@ def edit_config(**fields: object) -> Callable[[Path], None]:
     return mutate
 
 
-def edit_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def mutate(folder: Path) -> None:
         path = folder / "model.safetensors"
         tensors = load_file(path)

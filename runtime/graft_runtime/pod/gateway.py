@@ -28,10 +28,14 @@ from graft_runtime.ipc.messages import Abort, Sampling, Submit, ToEngine, TokenO
 from graft_runtime.pod.report import build_status
 from graft_runtime.pod.state import PodState
 from graft_runtime.pod.streams import Stream, Streams
-from graft_runtime.server.backend import Health, ServedModel, Target, TokenChunk
+from graft_runtime.server.backend import (
+    BASE_ALIASES,
+    Health,
+    ServedModel,
+    Target,
+    TokenChunk,
+)
 
-BASE_ALIASES = frozenset({"", "tgi", "dummy"})
-"""Names that clients of other servers send for "whatever you serve"."""
 HEARTBEAT_SECONDS = 30.0
 """An engine that has been silent for longer is taken for dead by the liveness probe."""
 

@@ -1,4 +1,4 @@
-"""How an application is put on a port: uvicorn, with its limits, and without its logs and signals."""
+"""How an application is put on a port: uvicorn with its limits, without its logs and signals."""
 
 from __future__ import annotations
 
