@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from tests.support.tiny_models import load_reference
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-EFFECT = 0.3
+EFFECT = 0.6
 """Size of an adapter's change to a layer's output, relative to that output."""
 
 

@@ -54,9 +54,9 @@ def scale_weights(model: PreTrainedModel, seed: int) -> None:
             if name.endswith("norm.weight"):
                 weight.uniform_(0.5, 1.5, generator=generator)
             elif name.endswith("bias"):
-                weight.normal_(0.0, 0.5, generator=generator)
+                weight.normal_(0.0, 0.2, generator=generator)
             elif "embed_tokens" in name and not tied:
-                weight.normal_(0.0, 1.0, generator=generator)
+                weight.normal_(0.0, 2.0, generator=generator)
             else:
                 weight.normal_(0.0, weight.shape[-1] ** -0.5, generator=generator)
 

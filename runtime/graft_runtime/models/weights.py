@@ -141,8 +141,10 @@ class _Loader:
         rows = sum(part.shape[0] for part in parts)
         shape = (rows, *parts[0].shape[1:])
         fused = torch.empty(shape, dtype=self._dtype, device=self._device)
-        for target, part in zip(fused.split([part.shape[0] for part in parts]), parts, strict=True):
-            target.copy_(part)
+        start = 0
+        for part in parts:
+            fused[start : start + part.shape[0]].copy_(part)
+            start += part.shape[0]
         return fused
 
     def _adapted(self, layer: int | None, group: LoraGroup, linear: Linear) -> AdaptedLinear:

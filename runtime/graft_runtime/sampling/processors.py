@@ -1,0 +1,55 @@
+"""Narrow a row's distribution before drawing: each returns scores with what is out at -infinity.
+
+Shape legend: n rows, V vocabulary, M candidates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_CANDIDATES = 1024
+"""Top-p looks at this many best tokens before it sorts the whole vocabulary."""
+
+
+def keep_top_k(scores_nV: Tensor, top_k_n: Tensor) -> Tensor:
+    """Keep each row's k best tokens, and any that tie with the last of them; k = 0 keeps all."""
+    vocab = scores_nV.shape[-1]
+    k_n = top_k_n.long().clamp(max=vocab)
+    k_n = torch.where(k_n == 0, vocab, k_n)
+    is_limited_n = k_n < vocab
+    if not bool(is_limited_n.any()):
+        return scores_nV
+    most = int(k_n[is_limited_n].max())
+    best_nM = scores_nV.topk(most, dim=-1).values
+    last_n1 = best_nM.gather(-1, (k_n.clamp(max=most) - 1)[:, None])
+    is_out_nV = (scores_nV < last_n1) & is_limited_n[:, None]
+    return scores_nV.masked_fill(is_out_nV, float("-inf"))
+
+
+def keep_top_p(scores_nV: Tensor, top_p_n: Tensor) -> Tensor:
+    """Keep each row's fewest best tokens that together reach probability p, and ties of the last.
+
+    At least one token stays; p >= 1 keeps all.
+    """
+    is_limited_n = top_p_n < 1
+    total_n1 = scores_nV.logsumexp(dim=-1, keepdim=True)
+    vocab = scores_nV.shape[-1]
+    count = min(_CANDIDATES, vocab)
+    last_n1, is_found_n = _last_kept(scores_nV.topk(count, dim=-1).values, total_n1, top_p_n)
+    if count < vocab and not bool((is_found_n | ~is_limited_n).all()):
+        every_nV = scores_nV.sort(dim=-1, descending=True).values
+        last_n1, _ = _last_kept(every_nV, total_n1, top_p_n)
+    is_out_nV = (scores_nV < last_n1) & is_limited_n[:, None]
+    return scores_nV.masked_fill(is_out_nV, float("-inf"))
+
+
+def _last_kept(best_nM: Tensor, total_n1: Tensor, top_p_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the score of each row's last kept token, and whether p was reached among the M."""
+    probs_nM = (best_nM - total_n1).exp()
+    before_nM = probs_nM.cumsum(dim=-1, dtype=torch.float64) - probs_nM
+    is_kept_nM = before_nM < top_p_n[:, None]
+    is_kept_nM[:, 0] = True
+    count_n1 = is_kept_nM.sum(dim=-1, keepdim=True)
+    is_found_n = count_n1[:, 0] < best_nM.shape[-1]
+    return best_nM.gather(-1, count_n1 - 1), is_found_n
