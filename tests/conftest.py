@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before anything imports torch, and inherited by the child processes that tests start.
 for _name, _value in {
@@ -16,6 +17,12 @@ for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# The same examples every time, on a busy machine too. HYPOTHESIS_PROFILE=search draws new ones.
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeat", _PATIENT, derandomize=True)
+settings.register_profile("search", _PATIENT, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 _LOOPBACK = ("127.", "::1", "localhost")
 
