@@ -1,0 +1,157 @@
+"""Which adapters a service takes, and under which names.
+
+Decided for all adapters of a service together: a name has one holder. Called by the service's
+reconcile; the verdicts are what conditions and the desired set are made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from graft_operator.constants import RESERVED_NAMES
+from graft_operator.resources.meta import ObjectKey
+from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
+from graft_protocol.reasons import Reason
+
+
+@dataclass(frozen=True)
+class Names:
+    """How requests may ask for an adapter."""
+
+    served: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        """All names, the main one first."""
+        return (self.served, *self.aliases)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an adapter is taken; `names` is set exactly when it is."""
+
+    reason: Reason
+    message: str
+    names: Names | None = None
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the adapter is part of the desired set."""
+        return self.names is not None
+
+
+@dataclass(frozen=True)
+class SecretFacts:
+    """What is known of a referenced Secret; `problem` says why it cannot be used."""
+
+    endpoint: str | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class AcceptContext:
+    """Everything acceptance depends on besides the objects themselves."""
+
+    secrets: Mapping[tuple[str, str], SecretFacts] = field(default_factory=dict)
+    """By namespace and name: every Secret that the service and its adapters refer to."""
+    holders: Mapping[str, str] = field(default_factory=dict)
+    """Who is served under a name now: served name -> ``<namespace>/<name>`` of the adapter."""
+
+
+def accept_model(service: InferenceService, context: AcceptContext) -> Verdict:
+    """Decide whether the service itself can work."""
+    ref = service.spec.model.credentials_secret_ref
+    if ref is not None:
+        refusal = _check_secret(service, service.metadata.namespace, ref.name, context)
+        if refusal is not None:
+            return refusal
+    return Verdict(Reason.ACCEPTED, "", Names(service.served_name))
+
+
+def accept_adapters(
+    service: InferenceService, adapters: Iterable[LoraAdapter], context: AcceptContext
+) -> dict[ObjectKey, Verdict]:
+    """Decide on every adapter that refers to a service.
+
+    Who holds a name keeps it; among those who do not, the oldest comes first, then the smallest
+    uid. The loser takes over by itself as soon as the name is free.
+    """
+    verdicts: dict[ObjectKey, Verdict] = {}
+    taken = {service.served_name: f"the base model of {service.metadata.name}"}
+    taken |= dict.fromkeys(RESERVED_NAMES, "clients as a word for the base model")
+    for adapter in sorted(adapters, key=lambda item: _precedence(item, context)):
+        verdict = _refused(service, adapter, context) or _named(service, adapter, taken)
+        verdicts[adapter.key] = verdict
+        if verdict.names is not None:
+            owner = f"LoraAdapter {adapter.qualified_name}"
+            taken |= dict.fromkeys(verdict.names.every, owner)
+    return verdicts
+
+
+def _precedence(adapter: LoraAdapter, context: AcceptContext) -> tuple[bool, str, str, str]:
+    name = adapter.spec.served_name or adapter.metadata.name
+    holds = context.holders.get(name) == adapter.qualified_name
+    return (
+        not holds,
+        adapter.metadata.creation_timestamp,
+        adapter.metadata.uid,
+        adapter.qualified_name,
+    )
+
+
+def _refused(
+    service: InferenceService, adapter: LoraAdapter, context: AcceptContext
+) -> Verdict | None:
+    foreign = adapter.metadata.namespace != service.metadata.namespace
+    if foreign and service.spec.adapters.allowed_namespaces.from_ != "All":
+        return Verdict(
+            Reason.REF_NOT_PERMITTED,
+            f"InferenceService {service.metadata.namespace}/{service.metadata.name} takes adapters "
+            "from its own namespace only (spec.adapters.allowedNamespaces)",
+        )
+    if foreign and (adapter.spec.served_name or adapter.spec.aliases):
+        return Verdict(
+            Reason.INVALID_SPEC,
+            "servedName and aliases are for adapters in the service's namespace; this one is "
+            f"served as {adapter.qualified_name}",
+        )
+    ref = adapter.spec.source.credentials_secret_ref
+    if ref is None:
+        return None
+    return _check_secret(service, adapter.metadata.namespace, ref.name, context)
+
+
+def _check_secret(
+    service: InferenceService, namespace: str, name: str, context: AcceptContext
+) -> Verdict | None:
+    facts = context.secrets.get((namespace, name), SecretFacts(problem="does not exist"))
+    if facts.problem:
+        return Verdict(Reason.SECRET_NOT_FOUND, f"Secret {namespace}/{name}: {facts.problem}")
+    allowed = service.spec.adapters.allowed_endpoints
+    if facts.endpoint is not None and facts.endpoint.rstrip("/") not in allowed:
+        return Verdict(
+            Reason.SOURCE_FORBIDDEN,
+            f"Secret {namespace}/{name}: endpoint {facts.endpoint} is not in "
+            "spec.adapters.allowedEndpoints of the InferenceService",
+        )
+    return None
+
+
+def _named(service: InferenceService, adapter: LoraAdapter, taken: Mapping[str, str]) -> Verdict:
+    names = _wanted_names(service, adapter)
+    for name in names.every:
+        if name in taken:
+            return Verdict(Reason.NAME_CONFLICT, f"the name {name!r} is held by {taken[name]}")
+    return Verdict(Reason.ACCEPTED, f"served as {names.served}", names)
+
+
+def _wanted_names(service: InferenceService, adapter: LoraAdapter) -> Names:
+    qualified = adapter.qualified_name
+    if adapter.metadata.namespace != service.metadata.namespace:
+        return Names(qualified)
+    served = adapter.spec.served_name or adapter.metadata.name
+    others = dict.fromkeys((qualified, *adapter.spec.aliases))
+    others.pop(served, None)
+    return Names(served, tuple(others))

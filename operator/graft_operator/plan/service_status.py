@@ -1,0 +1,142 @@
+"""What is true of an InferenceService: its status, made from its pods and its adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graft_operator.constants import ENDPOINTS_MAX, MESSAGE_MAX, TEMPLATE_REVISION
+from graft_operator.plan.accept import Verdict
+from graft_operator.plan.views import PodView, taking_requests
+from graft_operator.resources.meta import Condition, Status, condition_of
+from graft_operator.resources.status import AdapterCounts, ResolvedModel, ServiceStatus
+from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
+from graft_protocol.reasons import Reason
+
+
+@dataclass(frozen=True)
+class ServiceFacts:
+    """What a service's status is made from."""
+
+    service: InferenceService
+    verdict: Verdict
+    pods: Sequence[PodView]
+    adapters: Sequence[LoraAdapter]
+    """Those that are accepted."""
+    set_hash: str
+    config_hash: str
+    url: str
+    selector: str
+
+
+def service_status(facts: ServiceFacts) -> ServiceStatus:
+    """Return the service's whole status."""
+    serving = taking_requests(facts.pods)
+    return ServiceStatus(
+        observed_generation=facts.service.metadata.generation,
+        conditions=_conditions(facts, serving),
+        url=facts.url,
+        endpoints=tuple(pod.address for pod in serving if pod.address)[:ENDPOINTS_MAX],
+        replicas=len(facts.pods),
+        ready_replicas=len(serving),
+        updated_replicas=sum(pod.config_hash == facts.config_hash for pod in facts.pods),
+        selector=facts.selector,
+        template_revision=TEMPLATE_REVISION,
+        resolved_model=_resolved_model(facts),
+        adapters=_counts(facts),
+    )
+
+
+def _condition(type_: str, status: bool, reason: Reason, message: str = "") -> Condition:
+    text: Status = "True" if status else "False"
+    return Condition(type=type_, status=text, reason=reason, message=message[:MESSAGE_MAX])
+
+
+def _conditions(facts: ServiceFacts, serving: Sequence[PodView]) -> tuple[Condition, ...]:
+    if not facts.verdict.is_accepted:
+        reason, message = facts.verdict.reason, facts.verdict.message
+        kinds = ("Accepted", "Available", "Progressing", "AdaptersSynced", "Ready")
+        return tuple(
+            _condition(kind, status=False, reason=reason, message=message) for kind in kinds
+        )
+    available = _available(facts, serving)
+    return (
+        _condition("Accepted", status=True, reason=Reason.ACCEPTED),
+        available,
+        _progressing(facts, serving),
+        _synced(facts),
+        available.model_copy(update={"type": "Ready"}),
+    )
+
+
+def _available(facts: ServiceFacts, serving: Sequence[PodView]) -> Condition:
+    wanted = facts.service.spec.replicas
+    message = f"{len(serving)} of {wanted} pods take requests"
+    if serving:
+        reason = Reason.AVAILABLE if len(serving) >= wanted else Reason.DEGRADED
+        return _condition("Available", status=True, reason=reason, message=message)
+    for pod in facts.pods:
+        if pod.report is not None and pod.has_failed:
+            reason = pod.report.reason or Reason.INTERNAL_ERROR
+            text = f"{pod.name}: {pod.report.message}"
+            return _condition("Available", status=False, reason=reason, message=text)
+    for pod in facts.pods:
+        if pod.trouble:
+            return _condition(
+                "Available",
+                status=False,
+                reason=Reason.RUNTIME_UNREACHABLE,
+                message=f"{pod.name}: {pod.trouble}",
+            )
+    phases = sorted(
+        {pod.report.progress.phase for pod in facts.pods if pod.report and pod.report.progress}
+    )
+    message = "; ".join([message, *phases])
+    return _condition("Available", status=False, reason=Reason.PROGRESSING, message=message)
+
+
+def _progressing(facts: ServiceFacts, serving: Sequence[PodView]) -> Condition:
+    wanted = facts.service.spec.replicas
+    updated = sum(pod.config_hash == facts.config_hash for pod in serving)
+    done = updated == wanted == len(facts.pods)
+    reason = Reason.AVAILABLE if done else Reason.PROGRESSING
+    message = f"{updated} of {wanted} pods are ready with the current configuration"
+    return _condition("Progressing", status=not done, reason=reason, message=message)
+
+
+def _synced(facts: ServiceFacts) -> Condition:
+    count = _in_sync(facts)
+    synced = count == len(facts.pods) and count > 0
+    reason = Reason.AVAILABLE if synced else Reason.PROGRESSING
+    message = f"{count} of {len(facts.pods)} pods have read the current set"
+    return _condition("AdaptersSynced", status=synced, reason=reason, message=message)
+
+
+def _in_sync(facts: ServiceFacts) -> int:
+    reports = [pod.report for pod in facts.pods if pod.report is not None]
+    return sum(report.set_hash == facts.set_hash for report in reports)
+
+
+def _counts(facts: ServiceFacts) -> AdapterCounts:
+    ready = [_is(adapter, "Ready", "True") for adapter in facts.adapters]
+    failed = [bool(adapter.status.failures) for adapter in facts.adapters]
+    return AdapterCounts(
+        registered=len(facts.adapters),
+        ready=sum(ready),
+        failed=sum(failed),
+        set_hash=facts.set_hash,
+        pods_in_sync=_in_sync(facts),
+    )
+
+
+def _is(adapter: LoraAdapter, type_: str, status: Status) -> bool:
+    condition = condition_of(adapter.status.conditions, type_)
+    return condition is not None and condition.status == status
+
+
+def _resolved_model(facts: ServiceFacts) -> ResolvedModel | None:
+    for pod in facts.pods:
+        if pod.report is not None and pod.report.model.digest is not None:
+            model = pod.report.model
+            return ResolvedModel(digest=model.digest, bytes=model.bytes)
+    return facts.service.status.resolved_model

@@ -1,0 +1,53 @@
+"""What decisions are made from: a pod as the cluster and its own report show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from graft_protocol.reasons import AdapterState, EngineState
+from graft_protocol.status import RevisionReport, RuntimeStatus
+
+
+@dataclass(frozen=True)
+class PodView:
+    """One runtime pod."""
+
+    name: str
+    ready: bool
+    """Whether the cluster sends it requests."""
+    report: RuntimeStatus | None
+    """What it last said of itself; None while it does not answer."""
+    address: str = ""
+    """Where clients reach it, ``http://host:port``."""
+    config_hash: str = ""
+    """The configuration it was started with."""
+    trouble: str = ""
+    """Why it does not run, as the cluster tells it."""
+
+    def revision(self, revision: str) -> RevisionReport | None:
+        """Return the pod's report on one revision, if it has one."""
+        if self.report is None:
+            return None
+        found = (report for report in self.report.revisions if report.revision == revision)
+        return next(found, None)
+
+    def serves(self, revision: str) -> bool:
+        """Whether a request for this revision succeeds on this pod now."""
+        report = self.revision(revision)
+        return report is not None and report.state is AdapterState.AVAILABLE
+
+    def shard_hash(self, index: int) -> str:
+        """Return the hash of a shard as the pod has it in force; empty if none is known."""
+        shards = self.report.shards if self.report else ()
+        return shards[index].hash if index < len(shards) else ""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine gave up."""
+        return self.report is not None and self.report.state is EngineState.FAILED
+
+
+def taking_requests(pods: Iterable[PodView]) -> tuple[PodView, ...]:
+    """Return the pods that clients reach, whether they answer us or not."""
+    return tuple(pod for pod in pods if pod.ready)

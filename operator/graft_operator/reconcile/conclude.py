@@ -1,0 +1,58 @@
+"""The last step of both reconciles: write a status if it changed, and tell people of a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from graft_operator.plan.conditions import stamped
+from graft_operator.reconcile.world import World
+from graft_operator.resources.meta import Condition, Manifest, key_of, uid_of
+from graft_operator.resources.status import AdapterStatus, ServiceStatus
+from graft_protocol.reasons import REASONS, Reason
+
+_TOLD = ("Accepted", "Ready")
+"""Conditions whose turns are worth an event."""
+
+
+async def write_status(
+    world: World,
+    manifest: Manifest,
+    old: AdapterStatus | ServiceStatus,
+    new: AdapterStatus | ServiceStatus,
+) -> bool:
+    """Write a status unless it says what is written already; tell whether it was written.
+
+    Raises:
+        ClusterError: It could not be written; the reconcile is tried again.
+    """
+    generation = int(manifest["metadata"].get("generation", 0))
+    conditions = stamped(new.conditions, old.conditions, generation, world.now())
+    document = _json(new.model_copy(update={"conditions": conditions}))
+    if document == manifest.get("status"):
+        return False
+    stored = await world.cluster.patch_status(key_of(manifest), uid_of(manifest), document)
+    world.cache.put(stored)
+    for condition in _turned(conditions, old.conditions):
+        reason = Reason(condition.reason)
+        is_bad = REASONS[reason].retry != "none" and condition.status != "True"
+        await world.cluster.record_event(
+            stored,
+            "Warning" if is_bad else "Normal",
+            condition.reason,
+            f"{condition.type}={condition.status}: {condition.message}".rstrip(": "),
+        )
+    return True
+
+
+def _json(status: AdapterStatus | ServiceStatus) -> dict[str, Any]:
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _turned(new: Iterable[Condition], old: Iterable[Condition]) -> list[Condition]:
+    before = {item.type: (item.status, item.reason) for item in old}
+    return [
+        item
+        for item in new
+        if item.type in _TOLD and before.get(item.type) != (item.status, item.reason)
+    ]

@@ -1,0 +1,190 @@
+"""The control loop: changes in, keys through the queue, reconciles out.
+
+Handlers (in a cluster) and local mode feed it the same changes; the rest is the same code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from graft_operator.cluster.base import Change, Cluster
+from graft_operator.cluster.store import timestamp
+from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE, LABEL_CONTENT
+from graft_operator.reconcile.adapter import reconcile_adapter
+from graft_operator.reconcile.cache import ObjectCache, service_of
+from graft_operator.reconcile.pods import Endpoint, PodPoller, ReportChange
+from graft_operator.reconcile.queue import Backoff, WorkQueue
+from graft_operator.reconcile.secrets import SecretReader
+from graft_operator.reconcile.service import reconcile_service
+from graft_operator.reconcile.world import World, pod_url
+from graft_operator.render.common import label_value
+from graft_operator.render.secrets import CONTENT_TOKEN, read_token
+from graft_operator.resources.meta import Manifest, ObjectKey, key_of
+from graft_operator.runtime_client import RuntimeClient
+from graft_operator.settings import ControlSettings
+from graft_protocol.naming import LABEL_SERVICE
+from graft_protocol.revisions import parse_revision
+from graft_protocol.status import RuntimeStatus
+
+
+class Controller:
+    """Everything between a change and its consequences. Use it as an async context manager."""
+
+    def __init__(
+        self, cluster: Cluster, settings: ControlSettings, *, secret_ttl_seconds: float
+    ) -> None:
+        self.cache = ObjectCache()
+        self._client = RuntimeClient(settings.report_timeout_seconds)
+        backoff = Backoff(settings.backoff_first_seconds, settings.backoff_max_seconds)
+        self.queue: WorkQueue[ObjectKey] = WorkQueue(
+            self._reconcile, workers=settings.workers, backoff=backoff
+        )
+        self.poller = PodPoller(
+            self._client,
+            settings,
+            locate=self._locate,
+            expected_hash=self._expected_hash,
+            on_change=self._on_report,
+        )
+        self.world = World(
+            cluster=cluster,
+            cache=self.cache,
+            poller=self.poller,
+            secrets=SecretReader(cluster, secret_ttl_seconds),
+            settings=settings,
+            now=timestamp,
+            enqueue=self.queue.add,
+        )
+        self._services: dict[tuple[str, str], ObjectKey] = {}
+        self._resync_task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self.queue.start()
+        self._resync_task = asyncio.create_task(self._resync_forever(), name="resync")
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if self._resync_task is not None:
+            self._resync_task.cancel()
+            await asyncio.gather(self._resync_task, return_exceptions=True)
+        await self.queue.stop()
+        await self.poller.stop()
+        await self._client.close()
+
+    def on_change(self, change: Change) -> None:
+        """Take in one change of any object."""
+        if not self.cache.observe(change):
+            return
+        key = key_of(change.manifest)
+        if key.kind == KIND_SERVICE:
+            self._services[key.namespace, label_value(key.name)] = key
+            self.queue.add(key)
+        elif key.kind == KIND_ADAPTER:
+            self._on_adapter(key, change)
+        elif key.kind == "Pod":
+            self._on_pod(key, change)
+        else:
+            self._on_other(key, change)
+
+    def resync(self) -> None:
+        """Have everything looked at again."""
+        for kind in (KIND_SERVICE, KIND_ADAPTER):
+            for key in self.cache.keys(kind):
+                self.queue.add(key)
+
+    async def _resync_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self.world.settings.resync_seconds)
+            self.resync()
+
+    async def _reconcile(self, key: ObjectKey) -> float | None:
+        if key.kind == KIND_SERVICE:
+            return await reconcile_service(self.world, key)
+        return await reconcile_adapter(self.world, key)
+
+    def _on_adapter(self, key: ObjectKey, change: Change) -> None:
+        self.queue.add(key)
+        service = service_of(change.manifest)
+        if self.cache.get(service) is not None:
+            self.queue.add(service)
+
+    def _on_pod(self, key: ObjectKey, change: Change) -> None:
+        if change.type == "DELETED":
+            self.poller.forget(key)
+            self.world.nudges.pop(key, None)
+        else:
+            self.poller.follow(key)
+        self._enqueue_all(self._service_labelled(change.manifest))
+
+    def _on_other(self, key: ObjectKey, change: Change) -> None:
+        service = self._service_labelled(change.manifest)
+        if service is not None:
+            self.queue.add(service)
+        elif key.kind == "Secret":
+            self.world.secrets.invalidate((key.namespace, key.name))
+            for each in self.cache.keys(KIND_SERVICE):
+                self.queue.add(each)
+
+    def _on_report(self, change: ReportChange) -> None:
+        pod = self.cache.get(change.pod)
+        service = self._service_labelled(pod) if pod is not None else None
+        if service is None:
+            return
+        self.queue.add(service)
+        if (
+            change.before is None
+            or change.now is None
+            or _shards(change.before) != _shards(change.now)
+        ):
+            self._enqueue_all(service)
+            return
+        for adapter in _differing(change.before, change.now):
+            self.queue.add(adapter)
+
+    def _enqueue_all(self, service: ObjectKey | None) -> None:
+        """Enqueue a service and all its adapters."""
+        if service is None:
+            return
+        self.queue.add(service)
+        for adapter in self.cache.adapters_of(service.namespace, service.name):
+            self.queue.add(key_of(adapter))
+
+    def _service_labelled(self, manifest: Manifest) -> ObjectKey | None:
+        label = (manifest["metadata"].get("labels") or {}).get(LABEL_SERVICE)
+        return self._services.get((key_of(manifest).namespace, label)) if label else None
+
+    def _locate(self, pod_key: ObjectKey) -> Endpoint | None:
+        pod = self.cache.get(pod_key)
+        url = pod_url(pod, "internal") if pod is not None else None
+        if pod is None or url is None:
+            return None
+        label = pod["metadata"]["labels"].get(LABEL_SERVICE, "")
+        for secret in self.cache.children("Secret", pod_key.namespace, label):
+            if secret["metadata"]["labels"].get(LABEL_CONTENT) == CONTENT_TOKEN:
+                token = read_token(secret)
+                return Endpoint(url, token) if token else None
+        return None
+
+    def _expected_hash(self, pod_key: ObjectKey) -> str:
+        pod = self.cache.get(pod_key)
+        service = self._service_labelled(pod) if pod is not None else None
+        decision = self.world.decisions.get(service) if service is not None else None
+        return decision.set_hash if decision is not None else ""
+
+
+def _shards(status: RuntimeStatus) -> tuple[str, ...]:
+    return tuple(f"{shard.hash} {shard.reason}" for shard in status.shards)
+
+
+def _differing(before: RuntimeStatus, now: RuntimeStatus) -> set[ObjectKey]:
+    """Return the adapters of which a pod reports something else than before."""
+    changed = set(before.revisions) ^ set(now.revisions)
+    names = (parse_revision(report.revision) for report in changed)
+    return {ObjectKey(KIND_ADAPTER, name.namespace, name.name) for name in names}

@@ -1,0 +1,143 @@
+"""Keeps the last report of every runtime pod, by asking each at its own pace.
+
+P pods cost P small requests however many adapters there are. Called by the controller; it decides
+nothing but when to ask again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from graft_operator.errors import RuntimeUnreachableError
+from graft_operator.resources.meta import ObjectKey
+from graft_operator.runtime_client import Report, RuntimeClient
+from graft_operator.settings import ControlSettings
+from graft_protocol.reasons import AdapterState
+from graft_protocol.status import RuntimeStatus
+
+log = logging.getLogger(__name__)
+_ON_ITS_WAY = frozenset({AdapterState.PENDING, AdapterState.DOWNLOADING, AdapterState.LOADING})
+
+
+class Endpoint(NamedTuple):
+    """Where a pod reports, and the token that opens it."""
+
+    url: str
+    token: str
+
+
+class ReportChange(NamedTuple):
+    """What a pod said before and says now; None while it does not answer."""
+
+    pod: ObjectKey
+    before: RuntimeStatus | None
+    now: RuntimeStatus | None
+
+
+Locate = Callable[[ObjectKey], Endpoint | None]
+ExpectedHash = Callable[[ObjectKey], str]
+
+
+@dataclass
+class _Followed:
+    task: asyncio.Task[None] | None = None
+    report: Report | None = None
+    kick: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class PodPoller:
+    """One small task per pod."""
+
+    def __init__(
+        self,
+        client: RuntimeClient,
+        settings: ControlSettings,
+        *,
+        locate: Locate,
+        expected_hash: ExpectedHash,
+        on_change: Callable[[ReportChange], None],
+    ) -> None:
+        """Make a poller.
+
+        Args:
+            client: Reads reports.
+            settings: Paces.
+            locate: Returns where a pod reports, None while that is unknown.
+            expected_hash: Returns the set that a pod ought to have.
+            on_change: Called when a report changed.
+        """
+        self._client = client
+        self._settings = settings
+        self._locate = locate
+        self._expected_hash = expected_hash
+        self._on_change = on_change
+        self._followed: dict[ObjectKey, _Followed] = {}
+
+    def follow(self, pod: ObjectKey) -> None:
+        """Ask a pod from now on; if it is followed already, ask it at once."""
+        if pod in self._followed:
+            self._followed[pod].kick.set()
+            return
+        followed = _Followed()
+        self._followed[pod] = followed
+        followed.task = asyncio.create_task(self._poll(pod, followed), name=f"poll {pod.name}")
+
+    def forget(self, pod: ObjectKey) -> None:
+        """Stop asking a pod."""
+        followed = self._followed.pop(pod, None)
+        if followed is not None and followed.task is not None:
+            followed.task.cancel()
+
+    def report(self, pod: ObjectKey) -> RuntimeStatus | None:
+        """Return what a pod last said; None while it does not answer."""
+        followed = self._followed.get(pod)
+        return followed.report.status if followed and followed.report else None
+
+    async def stop(self) -> None:
+        """Stop asking anyone."""
+        tasks = [followed.task for followed in self._followed.values() if followed.task]
+        self._followed.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _poll(self, pod: ObjectKey, followed: _Followed) -> None:
+        loop = asyncio.get_running_loop()
+        answered = loop.time()
+        while True:
+            report = followed.report
+            endpoint = self._locate(pod)
+            if endpoint is not None:
+                try:
+                    report = await self._client.read(endpoint.url, endpoint.token, report)
+                    answered = loop.time()
+                except RuntimeUnreachableError as error:
+                    log.debug("%s: %s", pod, error)
+                    if loop.time() - answered > self._settings.unreachable_seconds:
+                        report = None
+            self._take_in(pod, followed, report)
+            followed.kick.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(followed.kick.wait(), self._pause(pod, report))
+
+    def _take_in(self, pod: ObjectKey, followed: _Followed, report: Report | None) -> None:
+        before = followed.report.status if followed.report else None
+        now = report.status if report else None
+        followed.report = report
+        if now != before:
+            self._on_change(ReportChange(pod, before, now))
+
+    def _pause(self, pod: ObjectKey, report: Report | None) -> float:
+        busy = report is None or _is_busy(report.status, self._expected_hash(pod))
+        return self._settings.poll_busy_seconds if busy else self._settings.poll_idle_seconds
+
+
+def _is_busy(status: RuntimeStatus, expected_hash: str) -> bool:
+    if not status.ready or status.set_hash != expected_hash:
+        return True
+    return any(revision.state in _ON_ITS_WAY for revision in status.revisions)

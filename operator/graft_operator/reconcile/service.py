@@ -1,0 +1,267 @@
+"""The story of one InferenceService: its children, and the desired set of its pods."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from graft_operator.errors import InvalidManifestError
+from graft_operator.plan.accept import (
+    AcceptContext,
+    SecretFacts,
+    Verdict,
+    accept_adapters,
+    accept_model,
+)
+from graft_operator.plan.desired import desired_shards, hash_of_set
+from graft_operator.plan.service_status import ServiceFacts, service_status
+from graft_operator.plan.views import PodView
+from graft_operator.reconcile.children import apply_children, remove_unused_configs
+from graft_operator.reconcile.conclude import write_status
+from graft_operator.reconcile.secrets import SecretName, SecretView
+from graft_operator.reconcile.world import Decision, World
+from graft_operator.render.common import child_name, label_value, selector_labels
+from graft_operator.render.configmaps import config_hash, config_map, shard_maps
+from graft_operator.render.deployment import deployment
+from graft_operator.render.secrets import (
+    credential_secrets,
+    read_token,
+    token_secret,
+    token_secret_name,
+)
+from graft_operator.render.service import service_manifest
+from graft_operator.resources.credentials import credential_key
+from graft_operator.resources.meta import Condition, Manifest, ObjectKey, key_of
+from graft_operator.resources.status import ServiceStatus
+from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
+from graft_protocol.credentials import Credential
+from graft_protocol.desired import Shard
+from graft_protocol.reasons import Reason
+
+TOKEN_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything the plan is made from."""
+
+    manifest: Manifest
+    service: InferenceService
+    adapters: tuple[LoraAdapter, ...]
+    pods: tuple[PodView, ...]
+    secrets: Mapping[SecretName, SecretView]
+    token: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What should be."""
+
+    model_verdict: Verdict
+    decision: Decision
+    shards: tuple[Shard, ...]
+    children: tuple[Manifest, ...]
+    """In the order in which they must exist."""
+
+
+async def reconcile_service(world: World, key: ObjectKey) -> float | None:
+    """Make the service's children, and with them its pods, what the specs ask for.
+
+    Reads:  the service; the adapters that refer to it; the Secrets they name; its pods' reports.
+    Writes: ConfigMaps, Secrets, Service, Deployment; nudges to pods; the service's status.
+    Never:  a spec, an adapter's status, anything of another service.
+
+    Runs when any of these changed. Idempotent: the plan is made from what is, not from what was
+    done before, so a crash between two writes is repaired by the next run.
+
+    Raises:
+        ClusterError: Something could not be read or written; tried again with backoff.
+    """
+    manifest = world.cache.get(key)
+    if manifest is None or manifest["metadata"].get("deletionTimestamp"):
+        _forget(world, key)
+        return None
+    try:
+        service = world.parsed.parse(InferenceService, manifest)
+    except InvalidManifestError as error:
+        await _conclude_invalid(world, manifest, error)
+        return None
+    observed = await _observe(world, manifest, service)
+    plan = _plan(world, observed)
+    pause = await _act(world, observed, plan)
+    await _conclude(world, observed, plan)
+    return pause
+
+
+def _forget(world: World, key: ObjectKey) -> None:
+    world.decisions.pop(key, None)
+    world.parsed.forget(key)
+    for adapter in world.cache.adapters_of(key.namespace, key.name):
+        world.enqueue(key_of(adapter))
+
+
+async def _observe(world: World, manifest: Manifest, service: InferenceService) -> Observed:
+    namespace, name = service.metadata.namespace, service.metadata.name
+    adapters = _parsed_adapters(world, namespace, name)
+    named = [_secret_of(adapter) for adapter in adapters]
+    model_ref = service.spec.model.credentials_secret_ref
+    named.append((namespace, model_ref.name) if model_ref else None)
+    views = await world.secrets.read_all(name for name in named if name is not None)
+    token_key = ObjectKey("Secret", namespace, token_secret_name(service))
+    stored = world.cache.get(token_key) or await world.cluster.get(token_key)
+    token = (read_token(stored) if stored else None) or secrets.token_urlsafe(TOKEN_BYTES)
+    pods = tuple(world.pods_of(namespace, label_value(name)))
+    return Observed(manifest, service, adapters, pods, views, token)
+
+
+def _parsed_adapters(world: World, namespace: str, name: str) -> tuple[LoraAdapter, ...]:
+    adapters = []
+    for manifest in world.cache.adapters_of(namespace, name):
+        if manifest["metadata"].get("deletionTimestamp"):
+            continue
+        try:
+            adapters.append(world.parsed.parse(LoraAdapter, manifest))
+        except InvalidManifestError:
+            # Its own reconcile tells its owner; the others must not wait for that.
+            continue
+    return tuple(adapters)
+
+
+def _secret_of(adapter: LoraAdapter) -> SecretName | None:
+    ref = adapter.spec.source.credentials_secret_ref
+    return (adapter.metadata.namespace, ref.name) if ref else None
+
+
+def _plan(world: World, observed: Observed) -> Plan:
+    service = observed.service
+    context = AcceptContext(
+        secrets={name: _facts(view) for name, view in observed.secrets.items()},
+        holders={
+            adapter.status.served_name: adapter.qualified_name
+            for adapter in observed.adapters
+            if adapter.status.served_name
+        },
+    )
+    verdicts = accept_adapters(service, observed.adapters, context)
+    shards = desired_shards(observed.adapters, verdicts, observed.pods)
+    decision = Decision(
+        verdicts=verdicts,
+        versions={
+            item.key: (item.metadata.uid, item.metadata.generation) for item in observed.adapters
+        },
+        shard_hashes=tuple(shard.hash for shard in shards),
+        set_hash=hash_of_set(shards),
+    )
+    children = (
+        *credential_secrets(service, _credentials(observed, verdicts)),
+        token_secret(service, observed.token),
+        config_map(service),
+        *shard_maps(service, shards),
+        service_manifest(service),
+        deployment(service, world.settings.runtime_image),
+    )
+    return Plan(accept_model(service, context), decision, shards, children)
+
+
+def _facts(view: SecretView) -> SecretFacts:
+    return SecretFacts(view.credential.endpoint if view.credential else None, view.problem)
+
+
+def _credentials(
+    observed: Observed, verdicts: Mapping[ObjectKey, Verdict]
+) -> dict[str, Credential]:
+    names = {
+        _secret_of(adapter) for adapter in observed.adapters if verdicts[adapter.key].is_accepted
+    }
+    ref = observed.service.spec.model.credentials_secret_ref
+    if ref is not None:
+        names.add((observed.service.metadata.namespace, ref.name))
+    views = {name: observed.secrets[name] for name in names if name is not None}
+    return {
+        credential_key(*name): view.credential
+        for name, view in views.items()
+        if view.credential is not None
+    }
+
+
+async def _act(world: World, observed: Observed, plan: Plan) -> float | None:
+    """Write what differs; return after how many seconds to look again."""
+    if not plan.model_verdict.is_accepted:
+        # What runs goes on running; nothing new is started from a spec that cannot work.
+        return world.settings.backoff_max_seconds
+    await apply_children(world, plan.children)
+    await remove_unused_configs(world, observed.service, observed.pods)
+    return await _nudge(world, observed, plan.decision.set_hash)
+
+
+async def _nudge(world: World, observed: Observed, set_hash: str) -> float | None:
+    """Have the kubelets refresh the volumes of pods that have not read the set yet."""
+    now = asyncio.get_running_loop().time()
+    behind = [
+        pod for pod in observed.pods if pod.report is not None and pod.report.set_hash != set_hash
+    ]
+    for pod in behind:
+        key = ObjectKey("Pod", observed.service.metadata.namespace, pod.name)
+        known_hash, attempt, last = world.nudges.get(key, ("", 0, now - 3600))
+        if now - last < world.settings.nudge_seconds:
+            continue
+        attempt = attempt + 1 if known_hash == set_hash else 1
+        world.nudges[key] = (set_hash, attempt, now)
+        await world.cluster.nudge(key, f"{set_hash}/{attempt}")
+        world.poller.follow(key)
+    return world.settings.nudge_seconds if behind else None
+
+
+async def _conclude(world: World, observed: Observed, plan: Plan) -> None:
+    service = observed.service
+    old = world.decisions.get(service.key)
+    world.decisions[service.key] = plan.decision
+    for adapter in _concerned(observed.adapters, old, plan.decision):
+        world.enqueue(adapter.key)
+    stored = world.cache.get(ObjectKey("Service", *_child_place(service)))
+    accepted = [a for a in observed.adapters if plan.decision.verdicts[a.key].is_accepted]
+    status = service_status(
+        ServiceFacts(
+            service=service,
+            verdict=plan.model_verdict,
+            pods=observed.pods,
+            adapters=accepted,
+            set_hash=plan.decision.set_hash,
+            config_hash=config_hash(service),
+            url=world.cluster.url_of(stored) if stored else "",
+            selector=",".join(f"{k}={v}" for k, v in sorted(selector_labels(service).items())),
+        )
+    )
+    await write_status(world, observed.manifest, service.status, status)
+
+
+def _child_place(service: InferenceService) -> tuple[str, str]:
+    return service.metadata.namespace, child_name(service)
+
+
+def _concerned(
+    adapters: Sequence[LoraAdapter], old: Decision | None, new: Decision
+) -> list[LoraAdapter]:
+    """Return the adapters about which something else was decided than before."""
+    if old is None:
+        return list(adapters)
+    return [
+        adapter
+        for adapter in adapters
+        if old.verdicts.get(adapter.key) != new.verdicts[adapter.key]
+        or old.versions.get(adapter.key) != new.versions[adapter.key]
+    ]
+
+
+async def _conclude_invalid(world: World, manifest: Manifest, error: InvalidManifestError) -> None:
+    condition = Condition(
+        type="Accepted", status="False", reason=Reason.INVALID_SPEC, message=str(error)[:512]
+    )
+    generation = int(manifest["metadata"].get("generation", 0))
+    status = ServiceStatus(
+        observed_generation=generation,
+        conditions=(condition, condition.model_copy(update={"type": "Ready"})),
+    )
+    await write_status(world, manifest, ServiceStatus(), status)

@@ -1,0 +1,131 @@
+"""What every reconcile works with: the cluster, what is known of it, and what was decided.
+
+Made by the controller. It holds no decision of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from graft_operator.cluster.base import Cluster
+from graft_operator.constants import ANNOTATION_CONFIG
+from graft_operator.errors import InvalidManifestError
+from graft_operator.plan.accept import Verdict
+from graft_operator.plan.views import PodView
+from graft_operator.reconcile.cache import ObjectCache
+from graft_operator.reconcile.pods import PodPoller
+from graft_operator.reconcile.secrets import SecretReader
+from graft_operator.resources.admission import parse
+from graft_operator.resources.meta import Manifest, ObjectKey, key_of
+from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
+from graft_operator.settings import ControlSettings
+
+M = TypeVar("M", InferenceService, LoraAdapter)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a service's reconcile decided, for its adapters' reconciles to conclude."""
+
+    verdicts: Mapping[ObjectKey, Verdict]
+    versions: Mapping[ObjectKey, tuple[str, int]]
+    """Uid and generation of each adapter that the verdict is about."""
+    shard_hashes: tuple[str, ...] = ()
+    set_hash: str = ""
+
+
+class ParsedObjects:
+    """Models of stored objects, parsed once per version."""
+
+    def __init__(self) -> None:
+        self._parsed: dict[ObjectKey, tuple[Manifest, Any]] = {}
+
+    def parse(self, model: type[M], manifest: Manifest) -> M:
+        """Return the model of an object.
+
+        Raises:
+            InvalidManifestError: The spec cannot work as written.
+        """
+        key = key_of(manifest)
+        known = self._parsed.get(key)
+        if known is None or known[0] is not manifest:
+            known = (manifest, _parsed_or_error(model, manifest))
+            self._parsed[key] = known
+        if isinstance(known[1], InvalidManifestError):
+            raise known[1]
+        return known[1]  # type: ignore[no-any-return]  # stored under a key that names the kind
+
+    def forget(self, key: ObjectKey) -> None:
+        """Drop an object."""
+        self._parsed.pop(key, None)
+
+
+def _parsed_or_error(model: type[M], manifest: Manifest) -> M | InvalidManifestError:
+    try:
+        return parse(model, manifest)
+    except InvalidManifestError as error:
+        return error
+
+
+@dataclass
+class World:
+    """The surroundings of a reconcile."""
+
+    cluster: Cluster
+    cache: ObjectCache
+    poller: PodPoller
+    secrets: SecretReader
+    settings: ControlSettings
+    now: Callable[[], str]
+    """Returns the time as Kubernetes writes it."""
+    enqueue: Callable[[ObjectKey], None]
+    parsed: ParsedObjects = field(default_factory=ParsedObjects)
+    decisions: dict[ObjectKey, Decision] = field(default_factory=dict)
+    nudges: dict[ObjectKey, tuple[str, int, float]] = field(default_factory=dict)
+    """By pod: set hash, attempts, and when the last one was made (loop time)."""
+
+    def pods_of(self, namespace: str, service_label: str) -> list[PodView]:
+        """Return the pods of a service that are not going away."""
+        pods = self.cache.children("Pod", namespace, service_label)
+        return [
+            pod_view(pod, self.poller)
+            for pod in pods
+            if not pod["metadata"].get("deletionTimestamp")
+        ]
+
+
+def pod_view(pod: Manifest, poller: PodPoller) -> PodView:
+    """Join what the cluster and the pod itself say of a pod."""
+    status = pod.get("status") or {}
+    conditions = status.get("conditions") or []
+    is_ready = any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+    url = pod_url(pod, "http")
+    return PodView(
+        name=pod["metadata"]["name"],
+        ready=is_ready,
+        report=poller.report(key_of(pod)),
+        address=url or "",
+        config_hash=(pod["metadata"].get("annotations") or {}).get(ANNOTATION_CONFIG, ""),
+        trouble=_trouble(status),
+    )
+
+
+def pod_url(pod: Manifest, port_name: str) -> str | None:
+    """Return the address of one of a pod's ports; None while the pod has no address."""
+    host = (pod.get("status") or {}).get("podIP")
+    ports = [port for item in pod["spec"]["containers"] for port in item.get("ports") or []]
+    number = next((p["containerPort"] for p in ports if p.get("name") == port_name), None)
+    if not host or number is None:
+        return None
+    return f"http://[{host}]:{number}" if ":" in host else f"http://{host}:{number}"
+
+
+def _trouble(status: Mapping[str, Any]) -> str:
+    for container in status.get("containerStatuses") or []:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason = waiting.get("reason", "")
+        if reason and reason not in {"ContainerCreating", "PodInitializing"}:
+            return f"{reason}: {waiting.get('message', '')}".rstrip(": ")
+    return ""

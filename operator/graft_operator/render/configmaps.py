@@ -1,0 +1,102 @@
+"""The runtime configuration and the shards of the desired set, as ConfigMaps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import yaml
+
+from graft_operator.render.common import child, child_name
+from graft_operator.resources.credentials import credential_key
+from graft_operator.resources.meta import Manifest
+from graft_operator.resources.v1alpha1 import InferenceService
+from graft_protocol.config import (
+    AdapterSettings,
+    CacheSettings,
+    EngineSettings,
+    ModelSettings,
+    RuntimeConfig,
+    ServerSettings,
+    ServiceIdentity,
+)
+from graft_protocol.desired import NUM_SHARDS, Shard, shard_key
+from graft_protocol.digest import content_hash
+
+CONFIG_FILE = "runtime.yaml"
+CONTENT_CONFIG = "runtime-config"
+CONTENT_SHARD = "adapters"
+HASH_LENGTH = 10
+
+_PLAN_ONLY = {"allowed_namespaces"}
+"""Fields of `spec.adapters` that the runtime never hears of."""
+
+
+def runtime_config(service: InferenceService) -> RuntimeConfig:
+    """Return what the service's pods are told, with only what the spec sets."""
+    spec, metadata = service.spec, service.metadata
+    model = spec.model.model_dump(exclude_none=True, exclude={"credentials_secret_ref"})
+    ref = spec.model.credentials_secret_ref
+    if ref is not None:
+        model["credential"] = credential_key(metadata.namespace, ref.name)
+    model["served_name"] = service.served_name
+    adapters = spec.adapters.model_dump(exclude_none=True, exclude=_PLAN_ONLY)
+    return RuntimeConfig(
+        service=ServiceIdentity(namespace=metadata.namespace, name=metadata.name),
+        model=ModelSettings.model_validate(model),
+        engine=EngineSettings.model_validate(spec.engine.model_dump(exclude_none=True)),
+        adapters=AdapterSettings.model_validate(adapters),
+        cache=CacheSettings(max_bytes=spec.cache.max_bytes),
+        server=ServerSettings.model_validate(spec.server.model_dump(exclude_none=True)),
+    )
+
+
+def config_text(service: InferenceService) -> str:
+    """Return the configuration file.
+
+    What nobody set is left out, so that a new default of the runtime is no change of this text.
+    """
+    document = runtime_config(service).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return yaml.safe_dump(document, sort_keys=True)
+
+
+def config_hash(service: InferenceService) -> str:
+    """Return the hash that names a configuration."""
+    return content_hash(config_text(service).encode())[:HASH_LENGTH]
+
+
+def config_map_name(service: InferenceService) -> str:
+    """Return the name of the configuration's ConfigMap."""
+    return child_name(service, f"runtime-{config_hash(service)}")
+
+
+def config_map(service: InferenceService) -> Manifest:
+    """Return the immutable ConfigMap of the configuration."""
+    head = child(service, "v1", "ConfigMap", config_map_name(service), content=CONTENT_CONFIG)
+    return {**head, "immutable": True, "data": {CONFIG_FILE: config_text(service)}}
+
+
+def shard_map_name(service: InferenceService, index: int) -> str:
+    """Return the name of one shard's ConfigMap."""
+    return child_name(service, f"adapters-{index:02d}")
+
+
+def shard_map_names(service: InferenceService) -> tuple[str, ...]:
+    """Return the names of all shards' ConfigMaps."""
+    return tuple(shard_map_name(service, index) for index in range(NUM_SHARDS))
+
+
+def shard_maps(service: InferenceService, shards: Iterable[Shard]) -> list[Manifest]:
+    """Return the ConfigMaps of the desired set."""
+    return [
+        {
+            **child(
+                service,
+                "v1",
+                "ConfigMap",
+                shard_map_name(service, shard.index),
+                content=CONTENT_SHARD,
+            ),
+            "data": {shard_key(shard.index): shard.to_json()},
+        }
+        for shard in shards
+    ]

@@ -1,0 +1,58 @@
+"""Settings of the control plane: made once at the door, never changed afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """How the control loop runs, in a cluster and locally."""
+
+    workers: int = 8
+    """Objects reconciled at the same time."""
+    poll_busy_seconds: float = 0.2
+    """Pause between two reads of a pod's report while something is on its way."""
+    poll_idle_seconds: float = 2.0
+    """The same while nothing is."""
+    report_timeout_seconds: float = 2.0
+    """Longest wait for a report."""
+    unreachable_seconds: float = 5.0
+    """How long a pod that stopped answering keeps its last report."""
+    nudge_seconds: float = 1.0
+    """Shortest time between two nudges of one pod."""
+    resync_seconds: float = 300.0
+    """Time between two full passes that repair whatever was missed."""
+    backoff_first_seconds: float = 0.5
+    """Pause after an object's first failure; it doubles with each further one."""
+    backoff_max_seconds: float = 60.0
+    """Longest such pause."""
+    runtime_image: str = "graft-runtime:0.1.0"
+    """Image of the runtime if a spec names none."""
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """How local mode runs."""
+
+    folder: Path
+    """Where the manifests are."""
+    runtime_command: tuple[str, ...] = ()
+    """Replaces the container's command; empty runs that command as installed."""
+    first_port: int = 0
+    """Port of the first pod, the next pods take the next ones; 0 picks free ones."""
+    scan_seconds: float = 0.1
+    """Pause between two looks at the folder. A changed file is read once it rests for one pause."""
+    probe_seconds: float = 0.1
+    """Pause between two readiness probes of a pod that is not ready."""
+    probe_ready_seconds: float = 1.0
+    """The same for a pod that is ready."""
+    restart_first_seconds: float = 0.5
+    """Pause before a crashed process is started again; it doubles with each crash."""
+    restart_max_seconds: float = 30.0
+    """Longest such pause."""
+    stop_seconds: float = 30.0
+    """How long processes may take to stop when local mode ends."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Additional environment of the processes."""
