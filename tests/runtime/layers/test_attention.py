@@ -1,0 +1,134 @@
+"""Paged attention equals softmax over the whole context, wherever its blocks lie."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from graft_runtime.layers.attention.base import PagedKv, kv_bytes_per_block
+from graft_runtime.layers.attention.cpu import CpuAttention
+from graft_runtime.layers.batch import ForwardBatch
+from graft_runtime.layers.rope_spec import RopeSpec
+from graft_runtime.models.arch import DecoderArch
+
+CPU = torch.device("cpu")
+BLOCK, HEADS, KV_HEADS, DIM = 4, 6, 2, 8
+
+
+def plain(q_nQD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
+    """Attend token by token, head by head, in float64."""
+    count, length = len(q_nQD), len(k_LKD)
+    out = torch.zeros_like(q_nQD, dtype=torch.float64)
+    for token in range(count):
+        seen = length - count + token + 1
+        for head in range(HEADS):
+            keys = k_LKD[:seen, head // (HEADS // KV_HEADS)].double()
+            scores = keys @ q_nQD[token, head].double() / DIM**0.5
+            values = v_LKD[:seen, head // (HEADS // KV_HEADS)].double()
+            out[token, head] = scores.softmax(dim=0) @ values
+    return out
+
+
+def check(lengths: list[tuple[int, int]], tables: list[list[int]], num_blocks: int) -> None:
+    """Fill the cache with each row's past, then run a step and compare."""
+    generator = torch.Generator().manual_seed(0)
+    kv = PagedKv(2, num_blocks, BLOCK, KV_HEADS, DIM, torch.float32, CPU)
+    starts, mapping, queries, keys, values = [0], [], [], [], []
+    for (count, length), table in zip(lengths, tables, strict=True):
+        k_LKD = torch.randn(length, KV_HEADS, DIM, generator=generator)
+        v_LKD = torch.randn(length, KV_HEADS, DIM, generator=generator)
+        slots = [table[at // BLOCK] * BLOCK + at % BLOCK for at in range(length)]
+        past = length - count
+        kv.write(1, k_LKD[:past], v_LKD[:past], torch.tensor(slots[:past], dtype=torch.int64))
+        starts.append(starts[-1] + count)
+        mapping += slots[past:]
+        queries.append(torch.randn(count, HEADS, DIM, generator=generator))
+        keys.append(k_LKD)
+        values.append(v_LKD)
+    batch = ForwardBatch(
+        token_ids_T=torch.zeros(starts[-1], dtype=torch.int64),
+        positions_T=torch.zeros(starts[-1], dtype=torch.int64),
+        slot_mapping_T=torch.tensor(mapping),
+        query_starts=starts,
+        seq_lens=[length for _, length in lengths],
+        block_tables=tables,
+        adapter_slots=[0] * len(lengths),
+        logits_rows_S=torch.zeros(0, dtype=torch.int64),
+    )
+    new_k = torch.cat(
+        [k[length - count :] for k, (count, length) in zip(keys, lengths, strict=True)]
+    )
+    new_v = torch.cat(
+        [v[length - count :] for v, (count, length) in zip(values, lengths, strict=True)]
+    )
+    out = CpuAttention(kv).prepare(batch).attend(1, torch.cat(queries), new_k, new_v)
+    expected = torch.cat([plain(*row) for row in zip(queries, keys, values, strict=True)])
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+    assert not kv.keys_NBKD[0].any(), "another layer's cache was written"
+
+
+SHAPE = st.integers(1, 30).flatmap(lambda end: st.tuples(st.integers(1, end), st.just(end)))
+"""New tokens, and the context's length with them."""
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    shapes=st.lists(
+        st.integers(1, 30).flatmap(
+            lambda length: st.tuples(st.integers(1, length), st.just(length))
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    seed=st.none() | st.integers(0, 99),
+)
+def test_any_mix_of_chunks_and_decodes(shapes: list[tuple[int, int]], seed: int | None) -> None:
+    free = list(range(50))
+    if seed is not None:
+        random.Random(seed).shuffle(free)
+    tables = []
+    for _, length in shapes:
+        used = -(-length // BLOCK)
+        tables.append(free[:used])
+        free = free[used:]
+    check(shapes, tables, 50)
+
+
+def test_blocks_beyond_the_context_are_not_read() -> None:
+    # Blocks are allocated ahead; the table's tail may break the run and hold anything.
+    check([(1, 5), (3, 8)], [[3, 4, 0], [7, 8, 1, 2]], 10)
+
+
+def test_the_cache_starts_as_zeros() -> None:
+    kv = PagedKv(3, 4, BLOCK, KV_HEADS, DIM, torch.bfloat16, CPU)
+    assert len(kv.keys_NBKD) == len(kv.values_NBKD) == 3
+    assert not any(bool(part.any()) for part in kv.keys_NBKD + kv.values_NBKD)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_per_block_are_what_the_cache_takes(dtype: torch.dtype) -> None:
+    arch = DecoderArch(
+        architecture="LlamaForCausalLM",
+        vocab_size=8,
+        hidden_size=HEADS * DIM,
+        intermediate_size=8,
+        num_layers=3,
+        num_heads=HEADS,
+        num_kv_heads=KV_HEADS,
+        head_dim=DIM,
+        norm_eps=1e-5,
+        rope=RopeSpec(1e4),
+        attention_bias=False,
+        mlp_bias=False,
+        tie_embeddings=False,
+        max_positions=8,
+        dtype="float32",
+        bos_token_id=None,
+        eos_token_ids=(),
+    )
+    kv = PagedKv(3, 7, BLOCK, KV_HEADS, DIM, dtype, CPU)
+    total = sum(part.nbytes for part in kv.keys_NBKD + kv.values_NBKD)
+    assert kv_bytes_per_block(arch, BLOCK, dtype) * 7 == total

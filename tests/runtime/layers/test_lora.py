@@ -1,0 +1,119 @@
+"""Batched adapters equal a plain loop over rows, and never reach rows that are not theirs."""
+
+import itertools
+from collections.abc import Mapping
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from graft_runtime.layers.lora.base import LoraPool, LoraSlab, ResidentAdapter
+from graft_runtime.layers.lora.cpu import LoraRows, group_rows
+from graft_runtime.layers.lora.layout import LoraGroup, LoraSlice, pages_for
+
+CPU = torch.device("cpu")
+QKV = LoraGroup("qkv", 12, (LoraSlice("q", 10), LoraSlice("k", 4), LoraSlice("v", 4)))
+KEY = (0, "qkv")
+
+
+class OneGroup:
+    """The smallest model that has an adaptable layer."""
+
+    num_layers = 1
+    lora_groups = (QKV,)
+    lm_head_group = LoraGroup("lm_head", 12, (LoraSlice("lm_head", 6),))
+
+
+def pool_of(pages_of: Mapping[int, tuple[int, ...]], num_pages: int = 24) -> LoraPool:
+    """Fill every page, owned or not, so that reading a wrong one shows."""
+    pool = LoraPool(OneGroup(), num_pages=num_pages, dtype=torch.float32, device=CPU)
+    generator = torch.Generator().manual_seed(1)
+    for slab in pool.slabs.values():
+        slab.a_PGRI.normal_(generator=generator)
+        slab.b_PRO.normal_(generator=generator)
+    for slot, pages in pages_of.items():
+        pool.bind(slot, ResidentAdapter(pages, 16 * len(pages), frozenset(pool.slabs)))
+    return pool
+
+
+def plain(pool: LoraPool, slab: LoraSlab, slots: list[int], x: Tensor, out: Tensor) -> Tensor:
+    """Add each row's adapter, row by row, slice by slice, page by page, in float64."""
+    result = out.double()
+    for row, slot in enumerate(slots):
+        if not slot or slab.key not in pool.adapter(slot).touched:
+            continue
+        for page in pool.adapter(slot).pages:
+            starts = zip(slab.group.slice_starts, slab.group.slices, strict=True)
+            for index, (start, part) in enumerate(starts):
+                columns = slice(start, start + part.out_features)
+                h = slab.a_PGRI[page, index].double() @ x[row].double()
+                result[row, columns] += h @ slab.b_PRO[page][:, columns].double()
+    return result
+
+
+def check(pool: LoraPool, slots: list[int]) -> None:
+    slab = pool.slabs[KEY]
+    x, out = torch.randn(len(slots), 12), torch.randn(len(slots), 18)
+    expected = plain(pool, slab, slots, x, out)
+    before = out.clone()
+    group_rows(pool, slots, CPU).add(slab, x, out)
+    torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-5)
+    base = [row for row, slot in enumerate(slots) if slot == 0]
+    assert torch.equal(out[base], before[base])
+
+
+PAGES = {1: (0,), 2: (1, 2), 3: (9, 4, 23), 4: (5,), 5: (20,)}
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(runs=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 20)), min_size=1, max_size=6))
+def test_any_mix_of_rows_equals_the_plain_loop(runs: list[tuple[int, int]]) -> None:
+    check(pool_of(PAGES), list(itertools.chain(*([slot] * count for slot, count in runs))))
+
+
+@pytest.mark.parametrize("slot", PAGES)
+def test_one_adapter_for_all_rows(slot: int) -> None:
+    check(pool_of(PAGES), [slot] * 7)
+
+
+def test_pages_far_apart_and_close_together_give_the_same() -> None:
+    for pages in ({1: (0,), 2: (23,)}, {1: (4,), 2: (5,)}, {1: (4,), 2: (7,)}):
+        check(pool_of(pages), [1, 2, 0, 2, 1])
+
+
+def test_an_adapter_is_left_out_of_groups_it_does_not_touch() -> None:
+    pool = pool_of({1: (0,), 2: (1,)})
+    pool.bind(1, ResidentAdapter((0,), 16, frozenset({(None, "lm_head")})))
+    pool.slabs[KEY].b_PRO[0].zero_()  # as the slot pool leaves it
+    check(pool, [1, 2, 1, 0])
+    out = torch.ones(3, 18)
+    group_rows(pool, [1, 1, 1], CPU).add(pool.slabs[KEY], torch.ones(3, 12), out)
+    assert torch.equal(out, torch.ones(3, 18))
+
+
+def test_broken_weights_of_one_adapter_stay_out_of_base_rows_and_larger_parts() -> None:
+    pool = pool_of({1: (0,), 2: (1,)})
+    pool.slabs[KEY].a_PGRI[0].fill_(float("nan"))
+    slots = [1] * 2 + [0] * 3 + [2] * 20
+    out = torch.zeros(25, 18)
+    group_rows(pool, slots, CPU).add(pool.slabs[KEY], torch.ones(25, 12), out)
+    assert out[:2].isnan().all()
+    assert not out[2:].isnan().any()
+
+
+def test_a_shared_part_is_masked_before_it_is_multiplied() -> None:
+    pool = pool_of({1: (0,), 2: (1,)})
+    pool.slabs[KEY].a_PGRI[0].fill_(float("inf"))
+    out = torch.zeros(2, 18)
+    group_rows(pool, [1, 2], CPU).add(pool.slabs[KEY], torch.ones(2, 12), out)
+    assert not out[1].isnan().any()
+
+
+def test_no_adapted_row_is_no_work() -> None:
+    assert group_rows(pool_of(PAGES), [0, 0, 0], CPU) == LoraRows(())
+
+
+def test_pages_follow_the_rank() -> None:
+    assert [pages_for(rank) for rank in (1, 15, 16, 17, 32, 33, 64)] == [1, 1, 1, 2, 2, 3, 4]
