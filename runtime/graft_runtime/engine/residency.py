@@ -232,7 +232,12 @@ class Residency:
 
     def _copy_slice(self, adapter: Adapter) -> None:
         load = adapter.load
-        if load is None or not load.advance(SLICE_BYTES):
+        try:
+            if load is None or not load.advance(SLICE_BYTES):
+                return
+        except ReasonedError as error:
+            adapter.load = None
+            self._fail(adapter, error.reason, error.message)
             return
         adapter.slot, adapter.load, adapter.last_used = load.slot, None, self._tick()
         adapter.place = Place.DEVICE
