@@ -10,8 +10,9 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 
 from graft_protocol.digest import FileRecord, canonical_manifest, is_digest, manifest_digest
@@ -49,7 +50,7 @@ class Staging:
 
 
 class DiskCache:
-    """Entries by digest, the least recently used evicted first."""
+    """Entries by digest, the least recently used evicted first. Threads may share one."""
 
     def __init__(self, root: Path, max_bytes: int) -> None:
         """Make the folders, and sweep what crashed processes left half-done.
@@ -60,6 +61,7 @@ class DiskCache:
         self._root = root
         self._max_bytes = max_bytes
         self._reserved_bytes = 0
+        self._room = threading.Lock()
         with disk_errors():
             for name in (*Kind, _TMP, _LOCKS):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -81,8 +83,7 @@ class DiskCache:
         Raises:
             ReasonedError: CacheFull.
         """
-        self.make_room(num_bytes)
-        self._reserved_bytes += num_bytes
+        self._reserve(num_bytes)
         try:
             staging = self._new_staging(num_bytes)
             try:
@@ -90,7 +91,8 @@ class DiskCache:
             finally:
                 staging.close()
         finally:
-            self._reserved_bytes -= num_bytes
+            with self._room:
+                self._reserved_bytes -= num_bytes
 
     def publish(self, staging: Staging, kind: Kind, files: tuple[FileRecord, ...]) -> CacheEntry:
         """Give a gathered content its name, all at once, and return it pinned.
@@ -117,12 +119,17 @@ class DiskCache:
         """Remove an entry whatever holds it: its bytes are no longer what they were."""
         self._discard(self._entry_path(kind, digest))
 
-    def make_room(self, num_bytes: int) -> None:
-        """Evict unpinned entries, least recently used first, until so many bytes fit.
+    def used_bytes(self) -> int:
+        """Return the bytes of all entries, with what was derived from them."""
+        return sum(size for _, _, size in self._entries())
 
-        Raises:
-            ReasonedError: CacheFull when everything left is in use.
-        """
+    def _reserve(self, num_bytes: int) -> None:
+        """Take room for a content, and evict what is not in use, least recently used first."""
+        with self._room:
+            self._make_room(num_bytes)
+            self._reserved_bytes += num_bytes
+
+    def _make_room(self, num_bytes: int) -> None:
         limit = self._max_bytes - self._reserved_bytes - num_bytes
         entries = self._entries()
         used = sum(size for _, _, size in entries)
@@ -139,10 +146,6 @@ class DiskCache:
             )
             raise ReasonedError(Reason.CACHE_FULL, message)
 
-    def used_bytes(self) -> int:
-        """Return the bytes of all entries, with what was derived from them."""
-        return sum(size for _, _, size in self._entries())
-
     def _entry_path(self, kind: Kind, digest: str) -> Path:
         if not is_digest(digest):
             raise ReasonedError(Reason.INVALID_SPEC, f"{digest!r} is not a digest")
@@ -153,10 +156,9 @@ class DiskCache:
         found = []
         for kind in Kind:
             for path in (self._root / kind).iterdir():
-                try:
+                # Another process may evict meanwhile.
+                with suppress(FileNotFoundError):
                     found.append((path.stat().st_mtime_ns, path, _folder_bytes(path)))
-                except FileNotFoundError:  # another process evicts
-                    continue
         return sorted(found)
 
     def _evict_if_unused(self, path: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from graft_runtime.sources.disk_cache import DiskCache, Staging
 from graft_runtime.sources.disk_errors import disk_errors
 from graft_runtime.sources.selection import Selection
 
-Progress = Callable[[int, int], Awaitable[None]]
+Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
 _FILES_AT_ONCE = 4
@@ -148,7 +148,7 @@ class _Transfer:
                     async for chunk in chunks:
                         await asyncio.to_thread(sink.write, chunk)
                         self._done_bytes += len(chunk)
-                        await self._on_progress(self._done_bytes, self.total_bytes)
+                        self._on_progress(self._done_bytes, self.total_bytes)
                 return FileRecord(file.name, file.size, await asyncio.to_thread(sink.finish))
             finally:
                 sink.close()

@@ -1,0 +1,269 @@
+"""The loader process: brings the base model and adapters to disk, checked and ready for the engine.
+
+A process of its own, niced, so that downloads, hashes and hostile files cost neither the server's
+loop nor the engine's any time. It talks to the server alone, in `graft_runtime.ipc.messages`, and
+imports no torch. The server starts it and starts it anew when it dies; all it knows is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Coroutine
+from functools import partial
+
+import zmq.asyncio
+
+from graft_protocol.reasons import Reason
+from graft_runtime.adapters.credential_file import read_credential
+from graft_runtime.adapters.slot_store import PreparedSlot, SlotTarget, prepare_slot
+from graft_runtime.errors import ReasonedError
+from graft_runtime.ipc.channel import AsyncChannel
+from graft_runtime.ipc.messages import (
+    AdapterPrepared,
+    AdapterRefused,
+    FromLoader,
+    LoaderProgress,
+    LoaderReady,
+    ModelPrepared,
+    ModelRefused,
+    PrepareAdapter,
+    PrepareModel,
+    ReleaseAdapter,
+    Shutdown,
+    ToLoader,
+)
+from graft_runtime.models.arch import load_arch
+from graft_runtime.settings import LoaderChildSettings
+from graft_runtime.sources.cache_entry import CacheEntry, Kind
+from graft_runtime.sources.disk_cache import DiskCache
+from graft_runtime.sources.factory import open_source, policy_from_environment
+from graft_runtime.sources.fetch import Wanted, fetch
+from graft_runtime.sources.selection import adapter_files, model_files
+
+_log = logging.getLogger(__name__)
+
+NICENESS = 10
+_PROGRESS_SECONDS = 0.2
+
+
+def run_loader(settings: LoaderChildSettings) -> None:
+    """Serve the loader's channel until told to stop."""
+    os.nice(NICENESS)
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: LoaderChildSettings) -> None:
+    context = zmq.asyncio.Context()
+    channel: AsyncChannel[ToLoader, FromLoader] = AsyncChannel(
+        context, settings.socket, ToLoader, connect=True
+    )
+    try:
+        await Loader(settings, channel).run()
+    finally:
+        channel.close()
+        context.term()
+
+
+class Loader:
+    """Works off the server's wishes, each in a task of its own; a failure concerns one wish."""
+
+    def __init__(
+        self, settings: LoaderChildSettings, channel: AsyncChannel[ToLoader, FromLoader]
+    ) -> None:
+        self._settings = settings
+        self._channel = channel
+        self._cache = DiskCache(settings.cache_dir, settings.cache_max_bytes)
+        self._policy = policy_from_environment(settings.allowed_endpoints, os.environ)
+        self._loads = asyncio.Semaphore(settings.load_concurrency)
+        self._target: asyncio.Future[SlotTarget] = asyncio.get_running_loop().create_future()
+        self._model: CacheEntry | None = None
+        self._adapters: dict[str, CacheEntry] = {}
+        """Pinned for as long as the server wants the revision."""
+        self._wishes: dict[str | None, ToLoader] = {}
+        self._tasks: dict[str | None, asyncio.Task[None]] = {}
+        """By revision; None is the base model."""
+
+    async def run(self) -> None:
+        """Answer messages until `Shutdown`."""
+        self._channel.post(LoaderReady())
+        try:
+            while not isinstance(message := await self._channel.receive(), Shutdown):
+                self._take(message)
+        finally:
+            await self._stop()
+
+    def _take(self, message: PrepareModel | PrepareAdapter | ReleaseAdapter) -> None:
+        if isinstance(message, PrepareModel):
+            self._start(None, message, self._prepare_model(message))
+        elif isinstance(message, PrepareAdapter):
+            self._start(message.revision, message, self._prepare_adapter(message))
+        else:
+            self._cancel(message.revision)
+            self._pin(message.revision, None)
+
+    def _start(self, key: str | None, wish: ToLoader, work: Coroutine[None, None, None]) -> None:
+        """Begin a wish; the same one again while under way changes nothing, another replaces it."""
+        if key in self._tasks and self._wishes[key] == wish:
+            work.close()
+            return
+        self._cancel(key)
+        task = asyncio.create_task(work)
+        self._tasks[key], self._wishes[key] = task, wish
+        task.add_done_callback(partial(self._forget, key))
+
+    def _forget(self, key: str | None, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key], self._wishes[key]
+
+    def _cancel(self, key: str | None) -> None:
+        task = self._tasks.pop(key, None)
+        if task is not None:
+            del self._wishes[key]
+            task.cancel()
+
+    def _pin(self, revision: str, entry: CacheEntry | None) -> None:
+        """Keep a revision's files; let go of those it had before."""
+        before = self._adapters.pop(revision, None)
+        if entry is not None:
+            self._adapters[revision] = entry
+        if before is not None:
+            before.close()
+
+    async def _stop(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for entry in (*self._adapters.values(), *filter(None, [self._model])):
+            entry.close()
+
+    async def _prepare_model(self, wish: PrepareModel) -> None:
+        try:
+            entry = await self._fetch_model(wish)
+            await self._use_model(entry)
+        except ReasonedError as error:
+            self._channel.post(ModelRefused(error.reason, error.message))
+        except Exception as error:  # noqa: BLE001 - answered, and logged with its trace
+            _log.exception("preparing the base model failed")
+            self._channel.post(
+                ModelRefused(Reason.INTERNAL_ERROR, f"unexpected {type(error).__name__}")
+            )
+        else:
+            self._channel.post(ModelPrepared(str(entry.files_dir), entry.digest, entry.bytes))
+
+    async def _fetch_model(self, wish: PrepareModel) -> CacheEntry:
+        return await self._fetch(
+            wish,
+            Wanted(Kind.MODEL, model_files, self._settings.cache_max_bytes, wish.digest),
+            _ProgressReporter(self._channel, None),
+        )
+
+    async def _use_model(self, entry: CacheEntry) -> None:
+        """Make this the model that adapters are checked against from now on."""
+        try:
+            arch = await asyncio.to_thread(load_arch, entry.files_dir)
+        except BaseException:
+            entry.close()
+            raise
+        dtype = arch.dtype if self._settings.dtype == "auto" else self._settings.dtype
+        if self._target.done():
+            self._target = asyncio.get_running_loop().create_future()
+        self._target.set_result(SlotTarget(arch, dtype, self._settings.max_rank))
+        if self._model is not None:
+            self._model.close()
+        self._model = entry
+
+    async def _prepare_adapter(self, wish: PrepareAdapter) -> None:
+        digest = wish.digest
+        try:
+            entry = await self._fetch_adapter(wish)
+            digest = entry.digest
+            entry, slot = await self._convert(wish, entry)
+        except ReasonedError as error:
+            refusal = AdapterRefused(wish.revision, error.reason, error.message, digest)
+            self._channel.post(refusal)
+        except Exception as error:  # noqa: BLE001 - answered, and logged with its trace
+            _log.exception("preparing adapter %s failed", wish.revision)
+            message = f"unexpected {type(error).__name__}"
+            self._channel.post(
+                AdapterRefused(wish.revision, Reason.INTERNAL_ERROR, message, digest)
+            )
+        else:
+            self._pin(wish.revision, entry)
+            self._channel.post(_prepared(wish.revision, entry, slot))
+
+    async def _fetch_adapter(self, wish: PrepareAdapter) -> CacheEntry:
+        limit = self._settings.max_adapter_bytes
+        async with self._loads:
+            return await self._fetch(
+                wish,
+                Wanted(Kind.ADAPTER, adapter_files, limit, wish.digest),
+                _ProgressReporter(self._channel, wish.revision),
+            )
+
+    async def _convert(
+        self, wish: PrepareAdapter, entry: CacheEntry
+    ) -> tuple[CacheEntry, PreparedSlot]:
+        """Make the slot file; a damaged copy of the adapter is fetched once more."""
+        slot = await self._try_convert(entry)
+        if slot is None:
+            _log.warning("the cached files of %s are damaged: fetching them again", entry.digest)
+            self._cache.evict(Kind.ADAPTER, entry.digest)
+            entry = await self._fetch_adapter(wish)
+            slot = await self._try_convert(entry)
+        if slot is None:
+            message = f"the disk cache does not keep what is written to it ({entry.digest})"
+            raise ReasonedError(Reason.CACHE_FULL, message)
+        return entry, slot
+
+    async def _try_convert(self, entry: CacheEntry) -> PreparedSlot | None:
+        slot = None
+        try:
+            # The files may be here before the model they belong to.
+            target = await asyncio.shield(self._target)
+            async with self._loads:
+                slot = await asyncio.to_thread(prepare_slot, entry, target, self._cache)
+        finally:
+            if slot is None:
+                entry.close()
+        return slot
+
+    async def _fetch(
+        self, wish: PrepareModel | PrepareAdapter, wanted: Wanted, progress: _ProgressReporter
+    ) -> CacheEntry:
+        """Take a content from the cache, else from its source; only that needs a credential."""
+        entry = self._cache.open(wanted.kind, wanted.digest) if wanted.digest else None
+        if entry is not None:
+            return entry
+        credential = read_credential(self._settings.credentials_dir, wish.credential)
+        source = open_source(wish.uri, credential, self._policy)
+        return await fetch(source, wanted, self._cache, progress)
+
+
+def _prepared(revision: str, entry: CacheEntry, slot: PreparedSlot) -> AdapterPrepared:
+    return AdapterPrepared(
+        revision=revision,
+        digest=entry.digest,
+        bytes=entry.bytes,
+        rank=slot.record.rank,
+        target_modules=slot.record.target_modules,
+        path=str(slot.path),
+    )
+
+
+class _ProgressReporter:
+    """Tells the server how far a download is: at most five times a second, and at its end."""
+
+    def __init__(self, channel: AsyncChannel[ToLoader, FromLoader], revision: str | None) -> None:
+        self._channel = channel
+        self._revision = revision
+        self._next = 0.0
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        now = time.monotonic()
+        if now >= self._next or done_bytes == total_bytes:
+            self._next = now + _PROGRESS_SECONDS
+            self._channel.post(LoaderProgress(self._revision, done_bytes, total_bytes))
