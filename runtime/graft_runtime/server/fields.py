@@ -30,6 +30,7 @@ Unsigned64 = Annotated[int, Field(ge=0, lt=2**64)]
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 Temperature = Annotated[Finite, Field(ge=0, le=MAX_TEMPERATURE)]
+TopK = Annotated[int, Field(ge=-1, lt=2**31)]
 TopP = Annotated[Finite, Field(gt=0, le=1)]
 ModelName = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 

@@ -16,6 +16,7 @@ from graft_runtime.server.fields import (
     Int64,
     ModelName,
     Temperature,
+    TopK,
     TopP,
     Unsupported,
     check_stops,
@@ -76,7 +77,7 @@ class SamplingFields(Fields):
     model: ModelName | None = None
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
-    top_k: Int32 = Field(default=0, ge=-1)
+    top_k: TopK = 0
     seed: Int64 | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: list[Int32] = Field(default=[], max_length=MAX_STOP_TOKEN_IDS)
