@@ -132,7 +132,7 @@ class Engine:
         return bool(
             self._scheduler.num_running
             or self._scheduler.num_waiting
-            or self._residency.is_copying
+            or self._residency.has_work
             or self._report.outputs
             or self._report.adapters
         )

@@ -108,6 +108,8 @@ class Residency:
             self._tell(known, "resident" if known.place is Place.DEVICE else "registered")
             return
         adapter = Adapter(message.revision, Path(message.path), message.rank, message.pinned)
+        if known is not None:  # a second try: requests that waited for the first now wait for it
+            adapter.num_requests = known.num_requests
         self._adapters[message.revision] = adapter
         if message.prefetch and self._fits(adapter):
             adapter.wanted_since = self._tick()
@@ -158,6 +160,11 @@ class Residency:
         """Whether a load is under way, so that the next step should come soon."""
         return any(adapter.load is not None for adapter in self._adapters.values())
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anything is under way or waits for its turn."""
+        return self.is_copying or bool(self._queue())
+
     def advance(self, slots_in_use: AbstractSet[int]) -> None:
         """Start the loads for which there is room or can be made, then copy one slice.
 
@@ -165,6 +172,10 @@ class Residency:
             slots_in_use: Slots named by running requests; they are not touched.
         """
         for adapter in self._queue():
+            if not adapter.num_requests and not self._fits(adapter):
+                adapter.wanted_since = None  # nobody waits: not worth anyone's eviction
+                self._tell(adapter, "registered")
+                continue
             self._make_room(adapter, slots_in_use)
             if not self._fits(adapter):
                 self._close_one()

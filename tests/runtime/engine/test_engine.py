@@ -137,6 +137,14 @@ def test_each_adapter_changes_only_its_own_rows() -> None:
     assert len({tuple(bench.tokens[name]) for name in bench.asked}) == 4
 
 
+def test_a_registered_adapter_comes_to_the_device_without_any_request() -> None:
+    bench = Bench(num_pages=1)
+    first, second = bench.register(14), bench.register(15)
+    bench.drain()
+    assert bench.residency[-1] == (first, "resident")
+    assert (second, "registered") in bench.residency
+
+
 def test_more_adapters_than_pages_take_turns() -> None:
     bench = Bench(num_pages=2)
     revisions = [bench.register(key) for key in range(21, 28)]
