@@ -72,6 +72,9 @@ def create_internal_app(backend: Backend, token: str) -> FastAPI:
     Raises:
         ValueError: The token is empty.
     """
+    if not token:
+        message = "the internal port needs a token: an empty one would let everybody in"
+        raise ValueError(message)
     app = _application(None)
     app.include_router(internal.internal_router(backend))
     app.add_middleware(BearerMiddleware, token=token)

@@ -50,7 +50,6 @@ class SseResponse(Response):
         error_events: Callable[[RequestError], Sequence[bytes]],
         timeout_seconds: float,
         headers: Mapping[str, str] | None = None,
-        keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     ) -> None:
         """Prepare a stream.
 
@@ -60,7 +59,6 @@ class SseResponse(Response):
             error_events: What ends the stream after an error.
             timeout_seconds: Longest time from the exchange's arrival to the end.
             headers: More headers.
-            keep_alive_seconds: Longest silence.
         """
         own = {"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})}
         super().__init__(None, 200, headers=own, media_type="text/event-stream")
@@ -69,12 +67,11 @@ class SseResponse(Response):
         self._events = events
         self._error_events = error_events
         self._timeout_seconds = timeout_seconds
-        self._keep_alive_seconds = keep_alive_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send the stream."""
         wire = _Wire(send, self.raw_headers)
-        keeper = asyncio.create_task(wire.keep_alive(self._keep_alive_seconds))
+        keeper = asyncio.create_task(wire.keep_alive(KEEP_ALIVE_SECONDS))
         try:
             await watch(
                 self._exchange,
