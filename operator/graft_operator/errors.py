@@ -6,7 +6,10 @@ GraftError
 |   |-- NotFoundError            no such object
 |   |-- ForbiddenError           this identity may not do that
 |   |-- ConflictError            the object is not the one that was read
+|   |-- ExpiredError             the version a read began at is gone; read anew
 |   `-- ClusterUnreachableError  no answer
+|-- AccessError              no credentials for a cluster can be found or used
+|-- DeadWatchError           a watch is silent while objects change; only a new process helps
 |-- RuntimeUnreachableError  a runtime pod gave no usable report; polled again
 |-- LocalModeError           `graft up` cannot run as asked
 `-- PublishError             an adapter folder cannot be published
@@ -49,8 +52,20 @@ class ConflictError(ClusterError):
     """The object is not, or no longer, the one that was read."""
 
 
+class ExpiredError(ClusterError):
+    """The version at which a read began is no longer kept; the read has to begin anew."""
+
+
 class ClusterUnreachableError(ClusterError):
-    """The cluster's API does not answer."""
+    """The cluster's API does not answer, or not now."""
+
+
+class AccessError(GraftError):
+    """No credentials for a cluster can be found or used."""
+
+
+class DeadWatchError(GraftError):
+    """A watch delivers nothing while objects change; the process has to be replaced."""
 
 
 class RuntimeUnreachableError(GraftError):

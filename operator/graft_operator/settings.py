@@ -56,3 +56,43 @@ class LocalSettings:
     """How long processes may take to stop when local mode ends."""
     environment: dict[str, str] = field(default_factory=dict)
     """Additional environment of the processes."""
+
+
+@dataclass(frozen=True)
+class OperatorSettings:
+    """How the operator runs on a Kubernetes API."""
+
+    namespaces: tuple[str, ...] = ()
+    """Namespaces that are served; empty serves the whole cluster."""
+    kubeconfig: Path | None = None
+    """File with credentials; None looks at $KUBECONFIG, the pod's service account, ~/.kube/config."""
+    context: str | None = None
+    """Context of that file; None takes its current one."""
+    health_host: str = "0.0.0.0"  # noqa: S104 - a pod's own network namespace
+    """Address on which probes and metrics are answered."""
+    health_port: int = 8080
+    """Port of the same; 0 picks a free one."""
+    request_timeout_seconds: float = 30.0
+    """Longest wait for the answer to one API request."""
+    throttled_tries: int = 4
+    """How often a request is made that the API server turns away with 429."""
+    page_size: int = 500
+    """Objects per page of a list."""
+    audit_seconds: float = 30.0
+    """Pause between two complete lists that repair what a watch has missed."""
+    dead_watch_seconds: float = 60.0
+    """How long a watch may owe a change that a list has shown, before the process gives up."""
+    watch_seconds: int = 300
+    """How long the API server may serve one watch request. Sources: kopf issues 585 and 980."""
+    watch_quiet_seconds: float = 70.0
+    """How long a watch may be without even a bookmark (the server sends one a minute)."""
+    watch_workers: int = 64
+    """Events handled at the same time."""
+    secret_seconds: float = 30.0
+    """How long a tenant's Secret is remembered: Secrets are read by name and never watched."""
+    event_repeat_seconds: float = 300.0
+    """Shortest time between two equal Events about one object."""
+    stuck_seconds: float = 300.0
+    """How long a key may wait for a worker before the process counts as stuck."""
+    control: ControlSettings = field(default_factory=ControlSettings)
+    """The control loop behind it."""

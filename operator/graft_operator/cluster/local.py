@@ -6,7 +6,7 @@ The same port as a Kubernetes cluster, so that reconcile, plan and runtime are t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -40,10 +40,20 @@ class LocalCluster:
         self._folder = ManifestFolder(settings.folder)
         self._tasks: list[asyncio.Task[None]] = []
         self._pods: PodHost | None = None
+        self._problem_listeners: list[Callable[[tuple[Problem, ...]], None]] = []
 
     def subscribe(self, listener: Listener) -> None:
         """Have a listener called for every change of any object."""
         self.store.subscribe(listener)
+
+    def subscribe_problems(self, listener: Callable[[tuple[Problem, ...]], None]) -> None:
+        """Have a listener called whenever the list of problems changed."""
+        self._problem_listeners.append(listener)
+
+    def kill(self) -> None:
+        """End every process at once; for a person who will not wait."""
+        if self._pods is not None:
+            self._pods.kill()
 
     async def __aenter__(self) -> Self:
         self.state.lock()
@@ -159,8 +169,15 @@ class LocalCluster:
             self._admit(key, document, where, problems)
         if not keep_all:
             self._remove_absent(present.keys())
-        self.problems = tuple(problems)
+        self._set_problems(tuple(problems))
+
+    def _set_problems(self, problems: tuple[Problem, ...]) -> None:
+        if problems == self.problems:
+            return
+        self.problems = problems
         self.state.touch()
+        for listener in self._problem_listeners:
+            listener(problems)
 
     def _admit(
         self, key: ObjectKey, document: Document, where: str, problems: list[Problem]

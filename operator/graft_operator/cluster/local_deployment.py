@@ -65,6 +65,11 @@ class PodHost:
         if self._short_dir is not None:
             shutil.rmtree(self._short_dir, ignore_errors=True)
 
+    def kill(self) -> None:
+        """End every process at once."""
+        for deployment in self._deployments.values():
+            deployment.kill()
+
     def pod_spec(self, name: str, namespace: str, template: Mapping[str, Any]) -> PodSpec:
         """Prepare the folders of a pod."""
         folder = self._state_dir / "pods" / f"{namespace}.{name}"
@@ -123,6 +128,11 @@ class LocalDeployment:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.gather(*(pod.stop(grace_seconds) for pod in self._pods.values()))
+
+    def kill(self) -> None:
+        """End the processes of all pods at once."""
+        for pod in self._pods.values():
+            pod.kill()
 
     async def _converge_forever(self) -> None:
         while True:

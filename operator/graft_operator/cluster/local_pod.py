@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from graft_operator.cluster.mounts import Lookup, Ports, mount_all
-from graft_operator.cluster.process import spawn, stop
+from graft_operator.cluster.process import kill_group, spawn, stop
 from graft_operator.errors import NotFoundError
 from graft_operator.settings import LocalSettings
 from graft_protocol.naming import ENV_POD_NAME, ENV_POD_ROOT
@@ -56,7 +56,7 @@ class LocalPod:
         self.ready = False
         self.restarts = 0
         self.trouble = ""
-        self.pid: int | None = None
+        self._process: asyncio.subprocess.Process | None = None
         self._settings = settings
         self._lookup = lookup
         self._on_change = on_change
@@ -74,6 +74,11 @@ class LocalPod:
         self._stopping.set()
         if self._task is not None:
             await self._task
+
+    def kill(self) -> None:
+        """End the process without waiting for anything it still does."""
+        if self._process is not None:
+            kill_group(self._process)
 
     def refresh_volumes(self) -> None:
         """Bring the mounted files up to date with the stored objects."""
@@ -105,7 +110,7 @@ class LocalPod:
         spec = self.spec
         mount_all(spec.template, spec.namespace, spec.root, self._lookup, spec.ports)
         process = await spawn(self._command(), self._environment(), spec.log)
-        self.pid = process.pid
+        self._process = process
         probe = asyncio.create_task(self._probe(), name=f"probe {spec.name}")
         ended = asyncio.create_task(process.wait(), name=f"wait {spec.name}")
         stopping = asyncio.create_task(self._stopping.wait(), name=f"stop {spec.name}")
@@ -116,7 +121,7 @@ class LocalPod:
             self._changed(ready=False)
             await stop(process, self._grace_seconds)
             await ended
-            self.pid = None
+            self._process = None
         if not self._stopping.is_set():
             said = last_words(spec.log)
             self._changed(trouble=f"the process ended with {process.returncode}: {said}")

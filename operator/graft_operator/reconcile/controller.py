@@ -6,6 +6,7 @@ Handlers (in a cluster) and local mode feed it the same changes; the rest is the
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -58,6 +59,7 @@ class Controller:
             enqueue=self.queue.add,
         )
         self._services: dict[tuple[str, str], ObjectKey] = {}
+        self._report_listeners: list[Callable[[ReportChange], None]] = []
         self._resync_task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -92,6 +94,10 @@ class Controller:
             self._on_pod(key, change)
         else:
             self._on_other(key, change)
+
+    def subscribe_reports(self, listener: Callable[[ReportChange], None]) -> None:
+        """Have a listener called whenever a pod's report changed."""
+        self._report_listeners.append(listener)
 
     def resync(self) -> None:
         """Have everything looked at again."""
@@ -133,6 +139,8 @@ class Controller:
                 self.queue.add(each)
 
     def _on_report(self, change: ReportChange) -> None:
+        for listener in self._report_listeners:
+            listener(change)
         pod = self.cache.get(change.pod)
         service = self._service_labelled(pod) if pod is not None else None
         if service is None:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from graft_operator.errors import GraftError
+
 K = TypeVar("K", bound=Hashable)
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,9 @@ class WorkQueue(Generic[K]):
             count = self._failures.get(key, 0) + 1
             self._failures[key] = count
             pause = self._backoff.pause(count)
-            log.warning("%s: %s; again in %.1f s", key, error, pause, exc_info=error)
+            expected = isinstance(error, GraftError)
+            trace = None if expected else error
+            log.warning("%s: %s; again in %.1f s", key, error, pause, exc_info=trace)
             return pause
         self._failures.pop(key, None)
         return pause

@@ -1,0 +1,134 @@
+"""The `graft` command: parses what was typed and hands it to the file that does it.
+
+Expected errors end in one line on stderr and exit code 1, mistakes in the command line in code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graft_operator import __version__
+from graft_operator.errors import GraftError
+
+FOLDER = click.Path(path_type=Path)
+
+
+class _Group(click.Group):
+    """Turns our errors into one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GraftError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="graft")
+def main() -> None:
+    """Declarative multi-LoRA serving: manifests in, served models out."""
+
+
+@main.command()
+@click.argument("folder", type=FOLDER, default=Path())
+@click.option("--port", default=0, show_default="free ports", help="First pod's port.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    help="End with exit code 1 unless everything is Ready after this many seconds.",
+)
+@click.option("--verbose", "-v", is_flag=True, help="Show the control loop's log.")
+def up(folder: Path, port: int, timeout: float | None, verbose: bool) -> None:
+    """Serve the manifests in FOLDER with processes on this machine until Ctrl-C.
+
+    Edit, add or remove manifests while it runs; changes take effect at once.
+    """
+    from graft_operator.cli.up import UpOptions, run_up
+
+    sys.exit(run_up(UpOptions(folder, port, timeout, verbose)))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--adapter", "-a", "adapters", multiple=True, metavar="NAME=URI", help="Repeatable.")
+@click.option("--name", default=None, help="Name of the base model; default from MODEL.")
+@click.option("--port", default=8000, show_default=True, help="Port on 127.0.0.1; 0 picks one.")
+@click.option("--endpoint", help="Object store of s3:// URIs; keys come from AWS_* variables.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), help="As for `graft up`.")
+@click.option("--verbose", "-v", is_flag=True, help="Show the control loop's log.")
+def serve(
+    model: str,
+    adapters: tuple[str, ...],
+    name: str | None,
+    port: int,
+    endpoint: str | None,
+    timeout: float | None,
+    verbose: bool,
+) -> None:
+    """Serve MODEL (a folder or URI) without manifests, for a quick look."""
+    from graft_operator.cli.serve import ServeOptions, run_serve
+
+    options = ServeOptions(model, adapters, name, port, endpoint, timeout, verbose)
+    sys.exit(run_serve(options))
+
+
+@main.command()
+@click.argument("what", default="all")
+@click.argument("folder", type=FOLDER, default=None, required=False)
+@click.option(
+    "--output", "-o", type=click.Choice(["table", "wide", "json", "yaml"]), default="table"
+)
+def get(what: str, folder: Path | None, output: str) -> None:
+    """Show what runs: WHAT is services, adapters, all, or KIND/NAME; FOLDER as given to `up`."""
+    from graft_operator.cli.get import run_get
+
+    run_get(what, folder, output)
+
+
+@main.command()
+@click.argument("what", metavar="KIND/NAME")
+@click.argument("folder", type=FOLDER, default=Path())
+def describe(what: str, folder: Path) -> None:
+    """Show one object's conditions, revisions and events."""
+    from graft_operator.cli.describe import run_describe
+
+    run_describe(what, folder)
+
+
+@main.group()
+def adapter() -> None:
+    """Work with adapter files."""
+
+
+@adapter.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("uri")
+@click.option("--name", help="Name of the LoraAdapter; default: the folder's name.")
+@click.option("--namespace", help="Its namespace.")
+@click.option("--service", default="SERVICE", help="Name of its InferenceService.")
+@click.option("--secret", help="Secret with the credentials that pods use.")
+@click.option("--endpoint", help="Object store of an s3:// URI; keys come from AWS_* variables.")
+@click.option("--overwrite", is_flag=True, help="Replace another version at the same URI.")
+def publish(
+    folder: Path,
+    uri: str,
+    name: str | None,
+    namespace: str | None,
+    service: str,
+    secret: str | None,
+    endpoint: str | None,
+    overwrite: bool,
+) -> None:
+    """Copy an adapter's files from FOLDER to URI and print the LoraAdapter manifest.
+
+    URI is s3://bucket/prefix or file:///folder. The manifest carries the digest of what was copied.
+    """
+    from graft_operator.cli.publish import Publication, run_publish
+
+    wanted = Publication(folder, uri, endpoint, overwrite)
+    names = {"name": name, "namespace": namespace, "service": service, "secret": secret}
+    run_publish(wanted, names)

@@ -1,0 +1,152 @@
+"""`graft adapter publish`: an adapter's files to where pods read them, and its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import obstore
+import yaml
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, S3Store
+
+from graft_operator.constants import API_VERSION, KIND_ADAPTER
+from graft_operator.errors import PublishError
+from graft_protocol.digest import FileRecord, is_adapter_file, manifest_digest
+
+CONFIG = "adapter_config.json"
+UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+Store = LocalStore | S3Store
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What to publish where."""
+
+    folder: Path
+    uri: str
+    endpoint: str | None = None
+    overwrite: bool = False
+
+
+def run_publish(wanted: Publication, names: Mapping[str, str | None]) -> None:
+    """Copy the files and print the manifest.
+
+    Raises:
+        PublishError: The folder holds no adapter, or it could not be copied.
+    """
+    files = adapter_files(wanted.folder)
+    digest = publish(wanted, files)
+    total = sum(path.stat().st_size for path in files.values())
+    click.echo(f"published {len(files)} files, {total} bytes, {digest}", err=True)
+    document = manifest(wanted, digest, names)
+    click.echo(yaml.safe_dump(document, sort_keys=False), nl=False)
+
+
+def adapter_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder that make up the adapter.
+
+    Raises:
+        PublishError: Something is missing, or the weights are not safetensors.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    found = {name: folder / name for name in names if is_adapter_file(name)}
+    if CONFIG not in found:
+        raise PublishError(f"{folder} has no {CONFIG}")
+    if len(found) == 1:
+        unsafe = next((name for name in names if name.endswith(UNSAFE_SUFFIXES)), None)
+        hint = f" ({unsafe} is not loaded: it can run code)" if unsafe else ""
+        raise PublishError(f"{folder} has no safetensors file{hint}")
+    return found
+
+
+def publish(wanted: Publication, files: Mapping[str, Path]) -> str:
+    """Copy files to the URI and return their digest.
+
+    Raises:
+        PublishError: Another version is there already, or the store refused.
+    """
+    records = {name: _record(name, path) for name, path in files.items()}
+    digest = manifest_digest(records.values())
+    try:
+        store, prefix = open_store(wanted.uri, wanted.endpoint)
+        present = _present(store, prefix)
+        if _is_published(store, prefix, present, records):
+            return digest
+        if present and not wanted.overwrite:
+            raise PublishError(
+                f"{wanted.uri} holds another version; publish to a new URI, or replace it with "
+                "--overwrite"
+            )
+        for name in sorted(files, key=lambda item: item == CONFIG):
+            obstore.put(store, f"{prefix}{name}", files[name])
+        for name in present.keys() - files.keys():
+            obstore.delete(store, f"{prefix}{name}")
+    except (BaseError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PublishError(f"{wanted.uri}: {first}") from error
+    return digest
+
+
+def open_store(uri: str, endpoint: str | None) -> tuple[Store, str]:
+    """Return the store of a URI and the prefix of its keys.
+
+    Raises:
+        PublishError: Not a URI that Graft reads.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "file" and not parts.netloc:
+        return LocalStore(parts.path, mkdir=True), ""
+    if parts.scheme == "s3" and parts.netloc:
+        options: dict[str, Any] = {}
+        if endpoint is not None:
+            options = {"endpoint": endpoint, "client_options": {"allow_http": True}}
+        prefix = parts.path.strip("/")
+        return S3Store(parts.netloc, **options), f"{prefix}/" if prefix else ""
+    raise PublishError(f"{uri!r} is not s3://bucket/prefix or file:///folder")
+
+
+def manifest(wanted: Publication, digest: str, names: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return the LoraAdapter that serves what was published."""
+    metadata = {"name": names.get("name") or wanted.folder.resolve().name.lower().replace("_", "-")}
+    if names.get("namespace"):
+        metadata["namespace"] = str(names["namespace"])
+    source: dict[str, Any] = {"uri": wanted.uri, "digest": digest}
+    if names.get("secret"):
+        source["credentialsSecretRef"] = {"name": names["secret"]}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND_ADAPTER,
+        "metadata": metadata,
+        "spec": {"inferenceServiceRef": {"name": names.get("service")}, "source": source},
+    }
+
+
+def _record(name: str, path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileRecord(name, path.stat().st_size, digest)
+
+
+def _present(store: Store, prefix: str) -> dict[str, int]:
+    """Return the adapter files directly under a prefix, with their sizes."""
+    listed = obstore.list_with_delimiter(store, prefix or None)["objects"]
+    names = {item["path"].rpartition("/")[2]: item["size"] for item in listed}
+    return {name: size for name, size in names.items() if is_adapter_file(name)}
+
+
+def _is_published(
+    store: Store, prefix: str, present: Mapping[str, int], records: Mapping[str, FileRecord]
+) -> bool:
+    """Whether exactly these files are there already, byte for byte."""
+    if present != {name: record.size for name, record in records.items()}:
+        return False
+    return all(
+        hashlib.sha256(obstore.get(store, f"{prefix}{name}").bytes()).hexdigest() == record.sha256
+        for name, record in records.items()
+    )
