@@ -28,6 +28,7 @@ ROOMS_WITHOUT_TENSORS = (
     "graft_operator",
     "graft_protocol",
     "graft_runtime.ipc",
+    "graft_runtime.pod",
     "graft_runtime.server",
     "graft_runtime.sources",
     "graft_runtime.text",
