@@ -60,12 +60,18 @@ class Gateway:
         self._post = post
         self._pod = pod
         self._created = int(time.time())
+        self._max_model_len = 0
         self.restarts: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
     @property
     def max_model_len(self) -> int:
-        """Longest prompt plus output, tokens; 0 until the engine has said so."""
-        return 0 if self._state.engine is None else self._state.engine.max_model_len
+        """Longest prompt plus output, tokens; 0 until the first engine has said so.
+
+        It stays known while an engine is restarted, so that requests are held and not refused.
+        """
+        if self._state.engine is not None:
+            self._max_model_len = self._state.engine.max_model_len
+        return self._max_model_len
 
     def tokenizer_dir(self) -> Path | None:
         """Where the base model's tokenizer lies; None until it is on disk."""

@@ -114,5 +114,8 @@ class Backend(Protocol):
 
     @property
     def max_model_len(self) -> int:
-        """Longest prompt plus output in tokens; 0 until known."""
+        """Longest prompt plus output in tokens; 0 until known, and known from then on.
+
+        Requests are refused while it is 0; while an engine restarts, `generate` holds them.
+        """
         ...
