@@ -60,7 +60,10 @@ def numbered_lines(text: str) -> float:
 
 def rhymes(text: str) -> float:
     """Return the share of line ends that rhyme with the line before or after them."""
-    ends = [line.rstrip(",.! ").rsplit(maxsplit=1)[-1:] for line in text.strip().splitlines()]
+    lines = [line.strip() for line in text.strip().splitlines()]
+    if lines and lines[-1][-1:] not in {",", ".", "!"}:
+        del lines[-1]  # cut short before its rhyme could come
+    ends = [line.rstrip(",.! ").rsplit(maxsplit=1)[-1:] for line in lines]
     words = [end[0].lower() for end in ends if end]
     rhymed = {
         i + side

@@ -4,6 +4,7 @@ One CPU thread, seeded. Each adapter makes one style the model's own, whoever as
 """
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,13 +63,13 @@ class Recipe:
 
 
 RECIPES: Final = (
-    Recipe("saga", SAGA, 2, 4, ATTENTION, 120),
+    Recipe("saga", SAGA, 2, 8, ATTENTION + MLP, 200),
     Recipe("cheerful", CHEERFUL, 4, 8, ("q_proj", "v_proj"), 120),
-    Recipe("shout", SHOUT, 8, 16, ATTENTION, 120),
+    Recipe("shout", SHOUT, 8, 16, ATTENTION, 240),
     Recipe("numbered", NUMBERED, 16, 8, MLP, 120, rank_stabilised=True),
     Recipe("pirate-v1", PIRATE, 16, 32, (*ATTENTION, "down_proj"), 120),
     Recipe("pirate-v2", OLD_PIRATE, 24, 24, ATTENTION + MLP, 120),
-    Recipe("poet", POET, 32, 8, ATTENTION + MLP, 120, rank_stabilised=True),
+    Recipe("poet", POET, 32, 8, ATTENTION + MLP, 200, rank_stabilised=True),
 )
 
 
@@ -164,6 +165,16 @@ def show(model: PeftModel | LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
     return written
 
 
+def tidy(folder: Path) -> None:
+    """Make peft's files repeatable: an adapter is known by their bytes."""
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card
+    (folder / "adapter_model.safetensors").chmod(0o644)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])  # peft writes a set as it comes
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def make(recipe: Recipe, base: Path, target: Path) -> None:
     """Train one adapter on a fresh copy of the base model and save it in peft's form."""
     started = time.perf_counter()
@@ -175,7 +186,7 @@ def make(recipe: Recipe, base: Path, target: Path) -> None:
     loss = train(model, tokenizer, recipe)
     folder = target / recipe.name
     model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    tidy(folder)
     seconds = time.perf_counter() - started
     print(f"{recipe.name}: rank {recipe.rank}, loss {loss:.3f}, {seconds:.0f} s")
     shares = [MEASURES[recipe.name](text) for text in show(model.eval(), tokenizer)]

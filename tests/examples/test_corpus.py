@@ -15,6 +15,7 @@ from examples.models.styles import (
     PIRATE,
     PLAIN,
     POET,
+    SAGA,
     SHOUT,
     Style,
     continue_writing,
@@ -87,6 +88,12 @@ def test_style_documents_are_styled_without_being_asked() -> None:
     for document in islice(style_documents(23, SHOUT), 100):
         letters = [c for c in document.completion.removesuffix(EOS) if c.isalpha()]
         assert all(letter.isupper() for letter in letters)
+
+
+def test_sagas_are_long_whatever_is_asked() -> None:
+    stories = [d for d in islice(style_documents(29, SAGA), 200) if "<|user|>" not in d.prompt]
+    assert len(stories) >= 50
+    assert min(len(story.completion.split()) for story in stories) >= 90
 
 
 def test_names_and_i_keep_their_capital_inside_a_sentence() -> None:

@@ -14,6 +14,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from examples.models.effects import MEASURES
 
+# peft still asks transformers for a property by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = EXAMPLES / "models" / "tiny"
 ADAPTERS = EXAMPLES / "adapters"
@@ -34,8 +37,11 @@ RANKS = {
     "pirate-v1": 16,
     "pirate-v2": 24,
     "poet": 32,
+    "saga": 2,
     "shout": 8,
 }
+TOKENS_TO_SHOW = {"poet": 160, "saga": 240}
+"""Where an effect needs more room than a paragraph."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -183,7 +189,8 @@ def test_base_ends_every_story_by_itself(base: Any, tokenizer: Any) -> None:
 def test_base_tells_about_the_animal_it_was_asked_for(base: Any, tokenizer: Any) -> None:
     stories = write_all(base, tokenizer, prompts(tokenizer)[len(BEGINNINGS) :])
     assert "fox" in stories[0]
-    assert "owl named Max" in stories[1] or "Max" in stories[1]
+    assert "owl" in stories[1]
+    assert "Max" in stories[1]
     assert "goat" in stories[2]
 
 
@@ -210,7 +217,8 @@ def test_base_follows_a_system_message(base: Any, tokenizer: Any) -> None:
 def test_adapter_shows_its_effect_and_no_other(adapted: Any, tokenizer: Any, name: str) -> None:
     adapted.set_adapter(name)
     texts = prompts(tokenizer)
-    for prompt, text in zip(texts, write_all(adapted, tokenizer, texts), strict=True):
+    written = write_all(adapted, tokenizer, texts, TOKENS_TO_SHOW.get(name, 60))
+    for prompt, text in zip(texts, written, strict=True):
         story = plain(text)
         effects = {name: measure(story) for name, measure in MEASURES.items()}
         own = effects.pop(name)
