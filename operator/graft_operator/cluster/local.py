@@ -25,6 +25,7 @@ from graft_protocol.naming import LABEL_SERVICE
 
 OWN_KINDS = (KIND_SERVICE, KIND_ADAPTER)
 KINDS_IN_FILES = (*OWN_KINDS, "Secret")
+REMEMBERED = ("currentRevision", "candidateRevision")
 
 
 class LocalCluster:
@@ -58,7 +59,7 @@ class LocalCluster:
     async def __aenter__(self) -> Self:
         self.state.lock()
         for manifest in self.state.restore(OWN_KINDS):
-            self.store.restore(manifest)
+            self.store.restore(_without_claims(manifest))
         self.store.subscribe(lambda _: self.state.touch())
         self._pods = PodHost(self.settings, self.store, self.state.folder)
         self.scan()
@@ -186,10 +187,8 @@ class LocalCluster:
         manifest = {name: value for name, value in document.content.items() if name != "status"}
         manifest["metadata"] = {**manifest["metadata"], "namespace": key.namespace}
         try:
-            if key.kind in OWN_KINDS:
-                admit(manifest, old)
-            else:
-                manifest = with_plain_data(manifest)
+            is_own = key.kind in OWN_KINDS
+            manifest = admit(manifest, old) if is_own else with_plain_data(manifest)
         except InvalidManifestError as error:
             kept = "; the last good version stays" if old is not None else ""
             problems.append(Problem(where, f"{error}{kept}"))
@@ -214,3 +213,9 @@ def _identify(document: Document) -> ObjectKey:
     check_metadata(content)
     metadata = content["metadata"]
     return ObjectKey(kind, metadata.get("namespace") or DEFAULT_NAMESPACE, metadata["name"])
+
+
+def _without_claims(manifest: Manifest) -> Manifest:
+    """Keep which revision an object had; what was true of its pods ended with them."""
+    status = manifest.get("status") or {}
+    return {**manifest, "status": {k: v for k, v in status.items() if k in REMEMBERED}}

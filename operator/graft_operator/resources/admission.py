@@ -9,6 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from graft_operator.constants import API_VERSION, KIND_ADAPTER, KIND_SERVICE
 from graft_operator.errors import InvalidManifestError
+from graft_operator.resources.meta import Manifest
+from graft_operator.resources.schema import structural_schema, with_defaults
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 
 KINDS: dict[str, type[InferenceService | LoraAdapter]] = {
@@ -42,8 +45,8 @@ def parse(model: type[M], manifest: Mapping[str, Any]) -> M:
         return _validated(model, {k: v for k, v in manifest.items() if k != "status"})
 
 
-def admit(manifest: Mapping[str, Any], old: Mapping[str, Any] | None) -> None:
-    """Check a manifest a user wrote, and its change from what is stored.
+def admit(manifest: Mapping[str, Any], old: Mapping[str, Any] | None) -> Manifest:
+    """Check a manifest a user wrote, and its change from what is stored; return it with defaults.
 
     Raises:
         InvalidManifestError: The first thing that is wrong, with the path of the field.
@@ -64,6 +67,13 @@ def admit(manifest: Mapping[str, Any], old: Mapping[str, Any] | None) -> None:
     for path, uri in _uris(parsed):
         if ".." in uri.split("/"):
             raise InvalidManifestError(path, "must not contain '..'")
+    return {**manifest, "spec": with_defaults(_spec_schema(model), manifest["spec"])}
+
+
+@cache
+def _spec_schema(model: type[BaseModel]) -> dict[str, Any]:
+    spec = _model_in(model.model_fields["spec"].annotation)
+    return structural_schema(spec) if spec is not None else {}
 
 
 def check_metadata(manifest: Mapping[str, Any]) -> None:

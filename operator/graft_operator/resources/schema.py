@@ -46,6 +46,21 @@ def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
     return _converted(schema, schema.get("$defs", {}))
 
 
+def with_defaults(schema: Mapping[str, Any], value: Any) -> Any:
+    """Return a value with the schema's defaults filled in, as an API server does on a write."""
+    if isinstance(value, Mapping):
+        filled = dict(value)
+        for name, child in schema.get("properties", {}).items():
+            if name not in filled and "default" in child:
+                filled[name] = child["default"]
+            if name in filled:
+                filled[name] = with_defaults(child, filled[name])
+        return filled
+    if isinstance(value, list):
+        return [with_defaults(schema.get("items", {}), item) for item in value]
+    return value
+
+
 def _converted(node: Mapping[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:
     node = _flattened(node, defs)
     out: dict[str, Any] = {}
