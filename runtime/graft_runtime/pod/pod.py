@@ -185,6 +185,7 @@ class Pod:
                 )
             case EngineReady():
                 self._state.engine, self._state.started = message, True
+                self._state.max_model_len = message.max_model_len
                 self._manager.engine_started()
             case EngineRefused():
                 self._state.failure = (Reason(message.reason), message.message)

@@ -19,6 +19,8 @@ class PodState:
     """The base model's files on disk."""
     engine: EngineReady | None = None
     """What the running engine said of itself; None while there is none."""
+    max_model_len: int = 0
+    """What the last engine said of the longest sequence; the next one will say the same."""
     started: bool = False
     """Whether the base model has been up once."""
     draining: bool = False
