@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import logging
 import os
@@ -23,7 +22,7 @@ from graft_runtime.log import configure_logging
 from graft_runtime.metrics import Metrics
 from graft_runtime.pod.pod import Pod
 from graft_runtime.server.app import create_app, create_internal_app
-from graft_runtime.server.listener import listener
+from graft_runtime.server.listener import Listener
 from graft_runtime.settings import EngineChildSettings, LoaderChildSettings
 
 logger = logging.getLogger(__name__)
@@ -88,25 +87,29 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
     settings = config.server
     public = create_app(pod.gateway, settings, metrics=metrics)
     internal = create_internal_app(pod.gateway, token)
-    servers = [
-        listener(public, host=settings.host, port=settings.port, drain_timeout_seconds=2),
-        listener(internal, host=settings.host, port=settings.internal_port),
-    ]
-    pod_task = asyncio.create_task(pod.run())
-    server_tasks = [asyncio.create_task(server.serve()) for server in servers]
-    stop_task = asyncio.create_task(stopping.wait())
-    await asyncio.wait((stop_task, pod_task, *server_tasks), return_when=asyncio.FIRST_COMPLETED)
+    listeners = (
+        Listener(public, host=settings.host, port=settings.port, drain_timeout_seconds=2),
+        Listener(
+            internal, host=settings.host, port=settings.internal_port, drain_timeout_seconds=1
+        ),
+    )
+    for listener in listeners:
+        await listener.start()
+    running = [asyncio.create_task(pod.run())]
+    running += [asyncio.create_task(listener.wait()) for listener in listeners]
+    stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait((stop, *running), return_when=asyncio.FIRST_COMPLETED)
     clean = stopping.is_set()
     if clean:
         logger.info("draining", extra={"requests": len(pod.gateway.streams)})
         await pod.drain(settings.drain_timeout_seconds)
-    for server in servers:
-        server.should_exit = True
-    await asyncio.gather(*server_tasks, return_exceptions=True)
+    await asyncio.gather(*(listener.stop() for listener in listeners))
     await pod.stop()
-    pod_task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await pod_task
+    for task in running:
+        task.cancel()
+    for outcome in await asyncio.gather(*running, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            logger.error("ended by an error", exc_info=outcome)
     logger.info("stopped")
     return 0 if clean else 1
 
