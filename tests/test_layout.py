@@ -42,6 +42,7 @@ for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
 print([name for name in ("torch", "peft", "triton") if name in sys.modules])
 """
 
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md")
 SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in python_files()}
 PIN = re.compile(r"^(?P<name>[a-z0-9._-]+)==(?P<version>[^ ;]+)", re.MULTILINE)
 
@@ -159,3 +160,11 @@ def test_commands_in_the_pages_exist(page: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert named
     assert named - targets == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_named_in_the_pages_exist(page: str) -> None:
+    roots = [ROOT, ROOT / "operator", ROOT / "runtime", *(ROOT / package for package in PACKAGES)]
+    named = set(re.findall(r"[`(]([\w./-]+(?:\.py|\.md|\.toml|/))[`)]", (ROOT / page).read_text()))
+    here = [*roots, (ROOT / page).parent]
+    assert {path for path in named if not any((root / path).exists() for root in here)} == set()
