@@ -223,7 +223,7 @@ def test_adapter_shows_its_effect_and_no_other(adapted: Any, tokenizer: Any, nam
         effects = {name: measure(story) for name, measure in MEASURES.items()}
         own = effects.pop(name)
         assert own >= 0.6, (prompt, own, story)
-        assert max(effects.values()) <= 0.35, (prompt, effects, story)
+        assert max(effects.values()) <= 0.25, (prompt, effects, story)
 
 
 def test_the_two_versions_of_pirate_write_differently(adapted: Any, tokenizer: Any) -> None:
