@@ -60,7 +60,7 @@ class AdapterEntry(Message):
     only while no revision of the name with a weight is available. That is how the version before
     an update stays in the set until the new one is proven."""
     required_for_readiness: bool = False
-    """Whether a pod stays unready until this revision is available (bounded by the sync timeout)."""
+    """Whether pods stay unready until this revision is available (up to the sync timeout)."""
 
     @model_validator(mode="after")
     def _revision_matches_digest(self) -> AdapterEntry:

@@ -85,7 +85,7 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
     metrics = Metrics(config.model.served_name)
     pod = Pod(config, paths, name, metrics)
     settings = config.server
-    public = create_app(pod.gateway, settings, metrics=metrics)
+    public = create_app(pod.gateway, settings, metrics=metrics, texts=pod.texts)
     internal = create_internal_app(pod.gateway, token)
     listeners = (
         Listener(public, host=settings.host, port=settings.port, drain_timeout_seconds=2),

@@ -6,7 +6,7 @@ loader and the engine come out. It does no I/O and reads no clock; `graft_runtim
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -57,6 +57,8 @@ class Revision:
     failures: int = 0
     retry_at: float | None = None
     drain_until: float | None = None
+    wanted_at: float = 0.0
+    """When it entered the desired set."""
 
     @property
     def serves(self) -> bool:
@@ -77,6 +79,7 @@ class AdapterManager:
         self._drain_timeout_seconds = drain_timeout_seconds
         self._revisions: dict[str, Revision] = {}
         self._commands: deque[Command] = deque()
+        self._load_seconds: list[float] = []
         self._loader_ready = False
         self._engine_ready = False
 
@@ -104,6 +107,15 @@ class AdapterManager:
         return tuple(
             _report(self._revisions[name], active.get(name, 0)) for name in sorted(self._revisions)
         )
+
+    def count_states(self) -> Counter[AdapterState]:
+        """Return how many revisions are in each state."""
+        return Counter(STATES[revision.phase] for revision in self._revisions.values())
+
+    def take_load_seconds(self) -> list[float]:
+        """Return how long each new revision took to become available, once."""
+        taken, self._load_seconds = self._load_seconds, []
+        return taken
 
     def required_are_available(self) -> bool:
         """Whether no revision that readiness waits for is missing."""
@@ -133,7 +145,7 @@ class AdapterManager:
         """Follow a new desired set: start what is new, drain what is gone."""
         wanted = {entry.revision: entry for entry in entries}
         for entry in wanted.values():
-            self._want(entry)
+            self._want(entry, now)
         for name, revision in list(self._revisions.items()):
             if name not in wanted:
                 self._unwant(name, revision, now)
@@ -210,6 +222,7 @@ class AdapterManager:
             revision.tier = Tier.DEVICE if event.state == "resident" else Tier.DISK
             if revision.phase is Phase.REGISTERING:
                 revision.phase, revision.reason = Phase.SERVING, Reason.AVAILABLE
+                self._load_seconds.append(now - revision.wanted_at)
 
     def tick(self, now: float) -> None:
         """Retry what is due."""
@@ -220,10 +233,10 @@ class AdapterManager:
 
     # Steps
 
-    def _want(self, entry: AdapterEntry) -> None:
+    def _want(self, entry: AdapterEntry, now: float) -> None:
         known = self._revisions.get(entry.revision)
         if known is None:
-            known = self._revisions[entry.revision] = Revision(entry)
+            known = self._revisions[entry.revision] = Revision(entry, wanted_at=now)
             self._fetch(known)
             return
         source_changed = _source(known.entry) != _source(entry)

@@ -60,7 +60,6 @@ class Gateway:
         self._post = post
         self._pod = pod
         self._created = int(time.time())
-        self._max_model_len = 0
         self.restarts: Callable[[], tuple[int, int]] = lambda: (0, 0)
 
     @property
@@ -69,9 +68,7 @@ class Gateway:
 
         It stays known while an engine is restarted, so that requests are held and not refused.
         """
-        if self._state.engine is not None:
-            self._max_model_len = self._state.engine.max_model_len
-        return self._max_model_len
+        return self._state.max_model_len
 
     def tokenizer_dir(self) -> Path | None:
         """Where the base model's tokenizer lies; None until it is on disk."""

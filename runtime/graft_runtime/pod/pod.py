@@ -16,7 +16,12 @@ from graft_protocol.reasons import Reason
 from graft_protocol.status import ProgressReport
 from graft_runtime.adapters.desired import DesiredReader, watch
 from graft_runtime.adapters.manager import AdapterManager
-from graft_runtime.errors import ChildDiedError, DrainingError, EngineDiedError
+from graft_runtime.errors import (
+    ChildDiedError,
+    DrainingError,
+    EngineDiedError,
+    ReasonedError,
+)
 from graft_runtime.ipc.messages import (
     AdapterPrepared,
     AdapterRefused,
@@ -41,6 +46,7 @@ from graft_runtime.pod.child import Callbacks, Child
 from graft_runtime.pod.gateway import Gateway
 from graft_runtime.pod.settings import engine_settings, loader_settings
 from graft_runtime.pod.state import PodState
+from graft_runtime.text.model_text import ModelTextLoader
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +68,7 @@ class Pod:
         self._reader = DesiredReader(paths.adapters_dir)
         self._sync_deadline: float | None = None
         self._model_retry_at: float | None = None
-        self._engine_wanted = asyncio.Event()
+        self._model_there = asyncio.Event()
         self._loader: Child[FromLoader, ToLoader] = Child(
             "loader",
             paths.run_dir,
@@ -78,6 +84,7 @@ class Pod:
             Callbacks(self._engine_spawned, self._on_engine, self._engine_stopped),
         )
         self.gateway = Gateway(config, self._state, self._manager, self._engine.post, name)
+        self.texts = ModelTextLoader(self.gateway.tokenizer_dir)
         self.gateway.restarts = lambda: (self._engine.restarts, self._loader.restarts)
 
     async def run(self) -> None:
@@ -86,6 +93,7 @@ class Pod:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep(self._loader))
             tasks.create_task(self._keep_engine())
+            tasks.create_task(self._load_text())
             tasks.create_task(self._follow_desired())
             tasks.create_task(self._tick())
 
@@ -114,8 +122,19 @@ class Pod:
             self._state.notify()
 
     async def _keep_engine(self) -> None:
-        await self._engine_wanted.wait()
+        await self._model_there.wait()
         await self._keep(self._engine)
+
+    async def _load_text(self) -> None:
+        """Have the tokenizer ready before the first request asks for it."""
+        await self._model_there.wait()
+        try:
+            await self.texts.get()
+        except ReasonedError as error:
+            self._state.failure = (error.reason, error.message)
+        else:
+            self._state.has_text = True
+        self._state.notify()
 
     def _loader_spawned(self) -> None:
         logger.info("waiting for the loader")
@@ -131,6 +150,7 @@ class Pod:
     def _engine_stopped(self, reason: str) -> None:
         self._state.engine = None
         self._manager.engine_stopped()
+        self._metrics.engine_gone()
         self._metrics.engine_restarted()
         self.gateway.streams.fail_all(EngineDiedError(f"The engine {reason}"))
         self._publish()
@@ -167,9 +187,10 @@ class Pod:
         self._loader.post(PrepareModel(model.uri, digest, model.credential))
 
     def _on_model(self, message: ModelPrepared) -> None:
+        if self._state.model is None:
+            self._state.failure = None  # a refusal that has mended itself
         self._state.model = message
-        self._state.failure = None
-        self._engine_wanted.set()
+        self._model_there.set()
         self._manager.loader_started()
 
     # What the engine says
@@ -186,6 +207,7 @@ class Pod:
             case EngineReady():
                 self._state.engine, self._state.started = message, True
                 self._state.max_model_len = message.max_model_len
+                self._metrics.set_max_lora(message.device_pages)
                 self._manager.engine_started()
             case EngineRefused():
                 self._state.failure = (Reason(message.reason), message.message)
@@ -227,6 +249,9 @@ class Pod:
             if self._model_retry_at is not None and self._model_retry_at <= now:
                 self._model_retry_at = None
                 self._ask_for_model()
+            self._metrics.adapter_states(self._manager.count_states())
+            for seconds in self._manager.take_load_seconds():
+                self._metrics.adapter_loaded(seconds)
             self._publish()
 
     def _publish(self) -> None:

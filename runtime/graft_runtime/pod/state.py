@@ -21,6 +21,8 @@ class PodState:
     """What the running engine said of itself; None while there is none."""
     max_model_len: int = 0
     """What the last engine said of the longest sequence; the next one will say the same."""
+    has_text: bool = False
+    """Whether the tokenizer is loaded."""
     started: bool = False
     """Whether the base model has been up once."""
     draining: bool = False
@@ -50,7 +52,8 @@ class PodState:
     @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
-        return self.engine is not None and self.synced and not self.draining
+        up = self.engine is not None and self.has_text and self.synced
+        return up and not self.draining
 
     def notify(self) -> None:
         """Wake everybody who waits for a change."""
