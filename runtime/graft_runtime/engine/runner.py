@@ -1,4 +1,7 @@
-"""Run a step plan on the model: the only place where the engine meets tensors."""
+"""Run a step plan on the model: the only place where the engine meets tensors.
+
+Shape legend: S rows whose logits are wanted, V vocabulary.
+"""
 
 from __future__ import annotations
 

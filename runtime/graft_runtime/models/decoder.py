@@ -3,7 +3,8 @@
 Knows no request, no file and no sampling. `models/weights.py` builds it, the runner calls it.
 
 Shape legend: T tokens, S rows of logits, H hidden size, V vocabulary, N query and key heads
-together, Q/K query and key/value heads, D head size, O features out.
+together, Q/K query and key/value heads, D head size, F features inside
+the MLP, I/O features in/out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Paged attention equals softmax over the whole context, wherever its blocks lie."""
+"""Paged attention equals softmax over the whole context, wherever its blocks lie.
+
+Shape legend: n tokens of a request, L its context length, Q query heads, K key/value heads, D head
+size.
+"""
 
 import random
 

@@ -4,7 +4,7 @@ Each request is one call of scaled dot product attention. A request whose blocks
 reads the cache in place; any other has its blocks gathered.
 
 Shape legend: T tokens in the step, n tokens of one request, L its context length, Q query heads,
-K key/value heads, G = Q / K, D head size, B block size.
+K key/value heads, G = Q / K, D head size, N blocks, B block size.
 """
 
 from __future__ import annotations

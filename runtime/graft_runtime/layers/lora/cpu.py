@@ -4,8 +4,8 @@ Adapters with many rows in a step are done one by one. The others share one prod
 pages, in which each row keeps only its own adapter's part. Rows without an adapter are never read
 or written, so nothing of an adapter can reach them.
 
-Shape legend: T tokens (or rows of logits), n rows with an adapter, P pages, G slices of a group,
-R = PAGE_RANK, I/O features in/out.
+Shape legend: T tokens (or rows of logits), S rows of logits, n rows with an adapter, P pages,
+G slices of a group, R = PAGE_RANK, C = P * R, I/O features in/out, o features out of one slice.
 """
 
 from __future__ import annotations
