@@ -7,9 +7,10 @@ GraftError
 |   |-- ForbiddenError           this identity may not do that
 |   |-- ConflictError            the object is not the one that was read
 |   |-- ExpiredError             the version a read began at is gone; read anew
+|   |-- AccessError              no credentials for a cluster can be found or used
 |   `-- ClusterUnreachableError  no answer
-|-- AccessError              no credentials for a cluster can be found or used
-|-- DeadWatchError           a watch is silent while objects change; only a new process helps
+|-- OperatorError            the operator cannot go on; only a new process helps
+|   `-- DeadWatchError           a watch is silent while objects change
 |-- RuntimeUnreachableError  a runtime pod gave no usable report; polled again
 |-- LocalModeError           `graft up` cannot run as asked
 `-- PublishError             an adapter folder cannot be published
@@ -60,12 +61,16 @@ class ClusterUnreachableError(ClusterError):
     """The cluster's API does not answer, or not now."""
 
 
-class AccessError(GraftError):
+class AccessError(ClusterError):
     """No credentials for a cluster can be found or used."""
 
 
-class DeadWatchError(GraftError):
-    """A watch delivers nothing while objects change; the process has to be replaced."""
+class OperatorError(GraftError):
+    """The operator cannot go on; the process has to be replaced."""
+
+
+class DeadWatchError(OperatorError):
+    """A watch delivers nothing while objects change."""
 
 
 class RuntimeUnreachableError(GraftError):

@@ -65,7 +65,7 @@ class OperatorSettings:
     namespaces: tuple[str, ...] = ()
     """Namespaces that are served; empty serves the whole cluster."""
     kubeconfig: Path | None = None
-    """File with credentials; None looks at $KUBECONFIG, the pod's service account, ~/.kube/config."""
+    """File with credentials; None looks at $KUBECONFIG, the service account, ~/.kube/config."""
     context: str | None = None
     """Context of that file; None takes its current one."""
     health_host: str = "0.0.0.0"  # noqa: S104 - a pod's own network namespace

@@ -99,6 +99,29 @@ def describe(what: str, folder: Path) -> None:
     run_describe(what, folder)
 
 
+@main.command()
+@click.option("--namespace", "-n", "namespaces", multiple=True, help="Serve only this; repeatable.")
+@click.option("--kubeconfig", type=FOLDER, help="Default: $KUBECONFIG or the pod's own account.")
+@click.option("--context", help="Context of the kubeconfig; default: its current one.")
+@click.option("--health-port", default=8080, show_default=True, help="Probes and metrics.")
+@click.option(
+    "--audit-seconds",
+    type=click.FloatRange(min=0.1),
+    help="Pause between two complete lists beside the watches.",
+)
+@click.option(
+    "--dead-watch-seconds",
+    type=click.FloatRange(min=0.1),
+    help="How long a watch may owe a change before the process ends with exit code 1.",
+)
+@click.option("--verbose", "-v", is_flag=True, help="Log every step.")
+def operator(verbose: bool, **options: Any) -> None:
+    """Run the operator on a Kubernetes cluster until SIGTERM."""
+    from graft_operator.cli.operator import run
+
+    run(options, verbose=verbose)
+
+
 @main.group()
 def adapter() -> None:
     """Work with adapter files."""

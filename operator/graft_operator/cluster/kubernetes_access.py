@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
 
@@ -17,6 +18,16 @@ from graft_operator.errors import AccessError
 ENV_KUBECONFIG = "KUBECONFIG"
 ENV_IN_CLUSTER = "KUBERNETES_SERVICE_HOST"
 DEFAULT_KUBECONFIG = "~/.kube/config"
+UNUSABLE = (
+    kube_config.ConfigException,
+    yaml.YAMLError,
+    OSError,
+    # What the loader raises for a document of another shape.
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class Access:
         configuration = Configuration()
         try:
             await self._load(configuration)
-        except (kube_config.ConfigException, OSError, ValueError) as error:
+        except UNUSABLE as error:
             raise AccessError(f"no access to a Kubernetes API: {error}") from error
         if configuration.tls_server_name:
             # The watches' client cannot send another name than the host's.
@@ -77,13 +88,20 @@ class Access:
         )
 
     async def _load(self, configuration: Configuration) -> None:
-        file = str(self._kubeconfig) if self._kubeconfig else os.environ.get(ENV_KUBECONFIG)
-        if not file and os.environ.get(ENV_IN_CLUSTER):
+        files = str(self._kubeconfig) if self._kubeconfig else os.environ.get(ENV_KUBECONFIG)
+        if not files and os.environ.get(ENV_IN_CLUSTER):
             kube_config.load_incluster_config(client_configuration=configuration)
             return
+        files = files or DEFAULT_KUBECONFIG
+        if not _any_exists(files):
+            raise kube_config.ConfigException(f"{files} does not exist")
         await kube_config.load_kube_config(
-            config_file=file or str(Path(DEFAULT_KUBECONFIG).expanduser()),
+            config_file=files,
             context=self._context,
             client_configuration=configuration,
             persist_config=False,
         )
+
+
+def _any_exists(files: str) -> bool:
+    return any(Path(file).expanduser().is_file() for file in files.split(os.pathsep))

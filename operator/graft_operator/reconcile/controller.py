@@ -34,13 +34,18 @@ class Controller:
     """Everything between a change and its consequences. Use it as an async context manager."""
 
     def __init__(
-        self, cluster: Cluster, settings: ControlSettings, *, secret_ttl_seconds: float
+        self,
+        cluster: Cluster,
+        settings: ControlSettings,
+        *,
+        secret_ttl_seconds: float,
+        on_reconciled: Callable[[ObjectKey, str, float], None] | None = None,
     ) -> None:
         self.cache = ObjectCache()
         self._client = RuntimeClient(settings.report_timeout_seconds)
         backoff = Backoff(settings.backoff_first_seconds, settings.backoff_max_seconds)
         self.queue: WorkQueue[ObjectKey] = WorkQueue(
-            self._reconcile, workers=settings.workers, backoff=backoff
+            self._reconcile, workers=settings.workers, backoff=backoff, on_done=on_reconciled
         )
         self.poller = PodPoller(
             self._client,
@@ -104,6 +109,14 @@ class Controller:
         for kind in (KIND_SERVICE, KIND_ADAPTER):
             for key in self.cache.keys(kind):
                 self.queue.add(key)
+
+    def count_pods_out_of_sync(self) -> int:
+        """Return how many pods have not reported the set that they should have."""
+        count = 0
+        for key in self.cache.keys("Pod"):
+            report = self.poller.report(key)
+            count += report is None or report.set_hash != self._expected_hash(key)
+        return count
 
     async def _resync_forever(self) -> None:
         while True:

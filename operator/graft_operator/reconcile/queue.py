@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -30,7 +31,12 @@ class WorkQueue(Generic[K]):
     """Runs a handler for keys. A key added while it is worked on is worked on once more after."""
 
     def __init__(
-        self, handle: Callable[[K], Awaitable[float | None]], *, workers: int, backoff: Backoff
+        self,
+        handle: Callable[[K], Awaitable[float | None]],
+        *,
+        workers: int,
+        backoff: Backoff,
+        on_done: Callable[[K, str, float], None] | None = None,
     ) -> None:
         """Make a queue.
 
@@ -38,12 +44,14 @@ class WorkQueue(Generic[K]):
             handle: Works on one key; may return after how many seconds to do it again.
             workers: Most keys in work at the same time.
             backoff: How failures are repeated.
+            on_done: Told of each attempt: the key, ``ok`` or ``error``, and the seconds it took.
         """
         self._handle = handle
         self._num_workers = workers
         self._backoff = backoff
-        # A dict keeps order and drops duplicates.
-        self._ready: dict[K, None] = {}
+        self._on_done = on_done
+        # A dict keeps order and drops duplicates; the value is since when a key waits.
+        self._ready: dict[K, float] = {}
         self._active: set[K] = set()
         self._again: set[K] = set()
         self._failures: dict[K, int] = {}
@@ -75,7 +83,7 @@ class WorkQueue(Generic[K]):
         if key in self._active:
             self._again.add(key)
         else:
-            self._ready[key] = None
+            self._ready.setdefault(key, time.monotonic())
             self._has_work.set()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -89,6 +97,11 @@ class WorkQueue(Generic[K]):
     def depth(self) -> int:
         """Keys that wait for a worker now."""
         return len(self._ready)
+
+    @property
+    def oldest_seconds(self) -> float:
+        """For how long the key that waits longest has waited."""
+        return time.monotonic() - next(iter(self._ready.values())) if self._ready else 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -120,8 +133,10 @@ class WorkQueue(Generic[K]):
 
     async def _attempt(self, key: K) -> float | None:
         """Work on a key and return after how many seconds to do it again, if at all."""
+        began, outcome = time.monotonic(), "error"
         try:
             pause = await self._handle(key)
+            outcome = "ok"
         except Exception as error:  # One object's fault must not stop the others.
             count = self._failures.get(key, 0) + 1
             self._failures[key] = count
@@ -130,5 +145,8 @@ class WorkQueue(Generic[K]):
             trace = None if expected else error
             log.warning("%s: %s; again in %.1f s", key, error, pause, exc_info=trace)
             return pause
+        finally:
+            if self._on_done is not None:
+                self._on_done(key, outcome, time.monotonic() - began)
         self._failures.pop(key, None)
         return pause

@@ -1,0 +1,234 @@
+"""A real cluster behind the port: server-side apply, complete lists, one write per change.
+
+Field manager `graft`; nothing is read-modify-written, so there is nothing to conflict about. It
+decides nothing; reconcile calls it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from graft_operator.cluster.base import EventType
+from graft_operator.cluster.kubernetes_client import APPLY, MERGE, KubernetesClient, Request
+from graft_operator.cluster.kubernetes_kinds import EVENT, Kind, kind_named
+from graft_operator.errors import ClusterError, ConflictError, ExpiredError, NotFoundError
+from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
+from graft_operator.settings import OperatorSettings
+from graft_protocol.naming import ANNOTATION_DESIRED, FIELD_MANAGER
+
+log = logging.getLogger(__name__)
+
+COMPONENT = "graft-operator"
+EVENT_MESSAGE_MAX = 1024
+REMEMBERED_EVENTS = 4096
+_MANAGER = ("fieldManager", FIELD_MANAGER)
+
+
+class Listing(NamedTuple):
+    """Every object of a kind as it was at one version of the cluster's state."""
+
+    version: int
+    manifests: tuple[Manifest, ...]
+
+
+class KubernetesCluster:
+    """Use it as an async context manager; leaving it closes the connections."""
+
+    def __init__(self, client: KubernetesClient, settings: OperatorSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._told: dict[tuple[str, str, str], float] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await self._client.close()
+
+    @property
+    def scopes(self) -> tuple[str | None, ...]:
+        """The namespaces that are served, each by itself; one None is the whole cluster."""
+        return self._settings.namespaces or (None,)
+
+    async def list_objects(self, kind: str, namespace: str | None = None) -> list[Manifest]:
+        """Return every object of a kind, of children those that are ours; complete, or an error."""
+        scopes = self.scopes if namespace is None else (namespace,)
+        listings = [await self.listing(kind_named(kind), scope) for scope in scopes]
+        return [manifest for listing in listings for manifest in listing.manifests]
+
+    async def listing(self, kind: Kind, namespace: str | None) -> Listing:
+        """Return a complete list, read page by page from the newest state.
+
+        Raises:
+            ClusterError: A page could not be read. Pages that could be are dropped.
+        """
+        try:
+            return await self._listing(kind, namespace, self._settings.page_size)
+        except ExpiredError:
+            # The state behind the pages is gone; one page is always of one state.
+            return await self._listing(kind, namespace, 0)
+
+    async def _listing(self, kind: Kind, namespace: str | None, page_size: int) -> Listing:
+        manifests: list[Manifest] = []
+        token = ""
+        while True:
+            query = [("labelSelector", kind.selector), ("continue", token)]
+            query.append(("limit", str(page_size) if page_size else ""))
+            page = await self._client.request(
+                Request(
+                    verb="list",
+                    kind=kind.name,
+                    method="GET",
+                    path=kind.path(namespace),
+                    query=[(name, value) for name, value in query if value],
+                )
+            )
+            manifests += [cleaned(item, kind) for item in page.get("items") or []]
+            metadata = page.get("metadata") or {}
+            token = str(metadata.get("continue") or "")
+            if not token:
+                return Listing(version_of(page), tuple(manifests))
+
+    async def get(self, key: ObjectKey) -> Manifest | None:
+        """Return one object as it is now."""
+        kind = kind_named(key.kind)
+        path = kind.path(key.namespace, key.name)
+        try:
+            return cleaned(await self._client.request(Request("get", kind.name, "GET", path)), kind)
+        except NotFoundError:
+            return None
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Make the object what the manifest says (server-side apply) and return it as stored."""
+        key = key_of(manifest)
+        kind = kind_named(key.kind)
+        return await self._patch(
+            kind, "apply", kind.path(key.namespace, key.name), manifest, content_type=APPLY
+        )
+
+    async def delete(self, key: ObjectKey, uid: str) -> None:
+        """Delete the object if it still is the one with this uid; one that is gone is fine."""
+        kind = kind_named(key.kind)
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        path = kind.path(key.namespace, key.name)
+        try:
+            await self._client.request(Request("delete", kind.name, "DELETE", path, body=body))
+        except NotFoundError:
+            log.debug("%s is gone already", key)
+
+    async def patch_status(self, key: ObjectKey, uid: str, status: Mapping[str, Any]) -> Manifest:
+        """Write the status of the object with this uid and return the object as stored."""
+        kind = kind_named(key.kind)
+        document = {
+            "apiVersion": kind.api_version,
+            "kind": kind.name,
+            "metadata": {"name": key.name, "namespace": key.namespace, "uid": uid},
+            "status": dict(status),
+        }
+        path = kind.path(key.namespace, key.name, "status")
+        stored = await self._patch(kind, "status", path, document, content_type=APPLY)
+        if uid_of(stored) != uid:
+            raise ConflictError(f"{key} is not the object with uid {uid}")
+        return stored
+
+    async def nudge(self, pod: ObjectKey, value: str) -> None:
+        """Annotate a pod so that its mounted volumes are refreshed at once; gone is fine."""
+        kind = kind_named(pod.kind)
+        body = {"metadata": {"annotations": {ANNOTATION_DESIRED: value}}}
+        try:
+            await self._patch(kind, "nudge", kind.path(pod.namespace, pod.name), body, MERGE)
+        except NotFoundError:
+            log.debug("%s is gone already", pod)
+
+    async def record_event(
+        self, about: Manifest, type_: EventType, reason: str, message: str
+    ) -> None:
+        """Tell people that something happened; an equal Event is told again only after a while.
+
+        An Event that cannot be written is lost, and nothing else: conditions hold the truth.
+        """
+        if not self._is_news((uid_of(about), reason, message)):
+            return
+        namespace = key_of(about).namespace
+        event = _event(about, type_, reason, message[:EVENT_MESSAGE_MAX])
+        request = Request("event", EVENT.name, "POST", EVENT.path(namespace), (_MANAGER,), event)
+        try:
+            await self._client.request(request)
+        except ClusterError as error:
+            log.warning("an event about %s is lost: %s", key_of(about), error)
+
+    def url_of(self, service: Manifest) -> str:
+        """Return where clients in the cluster reach a Service."""
+        key = key_of(service)
+        port = service["spec"]["ports"][0]["port"]
+        return f"http://{key.name}.{key.namespace}.svc:{port}"
+
+    async def _patch(
+        self, kind: Kind, verb: str, path: str, body: Mapping[str, Any], content_type: str
+    ) -> Manifest:
+        query = [_MANAGER, ("force", "true")] if content_type == APPLY else [_MANAGER]
+        request = Request(verb, kind.name, "PATCH", path, query, body, content_type)
+        return cleaned(await self._client.request(request), kind)
+
+    def _is_news(self, told: tuple[str, str, str]) -> bool:
+        now = asyncio.get_running_loop().time()
+        last = self._told.pop(told, None)
+        is_repeated = last is not None and now - last < self._settings.event_repeat_seconds
+        self._told[told] = last if is_repeated and last is not None else now
+        while len(self._told) > REMEMBERED_EVENTS:
+            del self._told[next(iter(self._told))]
+        return not is_repeated
+
+
+def cleaned(stored: Mapping[str, Any], kind: Kind) -> Manifest:
+    """Return a stored object with the kind that items of a list lack, and without bookkeeping."""
+    metadata = {k: v for k, v in stored["metadata"].items() if k != "managedFields"}
+    return {**stored, "apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata}
+
+
+def _event(about: Manifest, type_: EventType, reason: str, message: str) -> Manifest:
+    metadata = about["metadata"]
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": EVENT.name,
+        "metadata": {
+            # The name of the object, cut so that the whole stays within 253 characters.
+            "name": f"{metadata['name'][:220]}.{uuid.uuid4().hex[:16]}",
+            "namespace": key_of(about).namespace,
+        },
+        "involvedObject": {
+            "apiVersion": about["apiVersion"],
+            "kind": about["kind"],
+            "name": metadata["name"],
+            "namespace": key_of(about).namespace,
+            "uid": uid_of(about),
+            "resourceVersion": str(metadata.get("resourceVersion", "")),
+        },
+        "type": type_,
+        "reason": reason,
+        "message": message,
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": COMPONENT,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+
+
+def version_of(document: Mapping[str, Any]) -> int:
+    """Return the version of an object or a list, which grows over all; 0 if it is no number."""
+    text = str((document.get("metadata") or {}).get("resourceVersion") or "")
+    return int(text) if text.isdigit() else 0
