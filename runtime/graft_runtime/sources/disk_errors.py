@@ -12,6 +12,7 @@ from graft_runtime.errors import ReasonedError
 _SENTENCES = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file is larger than the disk takes",
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "the folder may not be written",
     errno.EIO: "the disk fails",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_REGION = "us-east-1"
 _LIST_CHUNK = 200
-_MAX_RESUMES = 4
+_MAX_RESUMES = 3
 """How often one file's stream is taken up again after the connection broke."""
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
@@ -109,8 +109,10 @@ class ObjectStoreSource:
         """Yield one object's bytes, pinned to its ETag; a broken stream goes on where it ended."""
         offset = 0
         for attempt in range(_MAX_RESUMES + 1):
+            if attempt:
+                await asyncio.sleep(_backoff_seconds(attempt))
+            stream = await self._open(file, offset)
             try:
-                stream = await self._open(file, offset)
                 while True:
                     async with asyncio.timeout(self._policy.idle_timeout_seconds):
                         chunk = await anext(stream, None)
@@ -121,11 +123,10 @@ class ObjectStoreSource:
                         raise self._error(Reason.SOURCE_CHANGED, file, "has grown")
                     yield bytes(chunk)
             except (BaseError, OSError) as error:
-                if not _is_worth_resuming(error) or (attempt == _MAX_RESUMES and not offset):
+                if not _is_broken_stream(error):
                     raise _translate(error, self._name(file)) from error
             if offset == file.size:
                 return
-            await asyncio.sleep(_backoff_seconds(attempt))
         message = f"ends after {offset} of {file.size} bytes, again and again"
         raise self._error(Reason.TRUNCATED_DOWNLOAD, file, message)
 
@@ -136,8 +137,11 @@ class ObjectStoreSource:
         if offset:
             options["range"] = {"offset": offset}
         key = f"{self._uri.path}/{file.name}" if self._uri.path else file.name
-        async with asyncio.timeout(self._policy.idle_timeout_seconds):
-            result = await obstore.get_async(self._store, key, options=options)
+        try:
+            async with asyncio.timeout(self._policy.idle_timeout_seconds):
+                result = await obstore.get_async(self._store, key, options=options)
+        except (BaseError, OSError) as error:
+            raise _translate(error, self._name(file)) from error
         if result.meta["size"] != file.size or result.range[0] != offset:
             raise self._error(Reason.SOURCE_CHANGED, file, "is not the object that was listed")
         return result.stream(min_chunk_size=CHUNK_BYTES)
@@ -212,12 +216,13 @@ class _StaticKeys:
         }
 
 
-def _is_worth_resuming(error: Exception) -> bool:
+def _is_broken_stream(error: Exception) -> bool:
+    """Tell a connection that broke, which is taken up again, from one that stalls."""
     return _reason(error) is Reason.SOURCE_UNAVAILABLE and not isinstance(error, TimeoutError)
 
 
 def _backoff_seconds(attempt: int) -> float:
-    return min(2.0, 0.1 * float(2**attempt))
+    return 0.05 * float(2**attempt)
 
 
 def _reason(error: Exception) -> Reason:
