@@ -119,3 +119,4 @@ def _warm_up(engine: Engine) -> None:
     engine.submit(Submit("warm-up", [0, 0, 0, 0], Sampling(max_tokens=2, ignore_eos=True)))
     while engine.has_work:
         engine.step()
+    engine.forget_history()

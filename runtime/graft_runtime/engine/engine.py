@@ -154,6 +154,11 @@ class Engine:
         report, self._report = self._report, StepReport()
         return report
 
+    def forget_history(self) -> None:
+        """Start counting from zero, as after a warm-up."""
+        self._counters = Counters()
+        self._scheduler.forget_history()
+
     def stats(self) -> EngineStats:
         """Return gauges and counters as of now."""
         pool = self._scheduler.pool
@@ -166,6 +171,8 @@ class Engine:
             prompt_tokens=self._counters.prompt_tokens,
             generation_tokens=self._counters.generation_tokens,
             preemptions=self._scheduler.num_preemptions,
+            prefix_queries=self._scheduler.num_prefix_queries,
+            prefix_hits=self._scheduler.num_prefix_hits,
             steps=self._counters.steps,
         )
 
@@ -241,7 +248,11 @@ class Engine:
         self._counters.generation_tokens += 1
         finish = request.append(token, self.limits.max_model_len)
         logprobs = [logprob] if request.sampling.logprobs and logprob is not None else None
-        self._report.outputs.append(TokenOutput(request.request_id, [token], logprobs, finish))
+        self._report.outputs.append(
+            TokenOutput(
+                request.request_id, [token], logprobs, finish, num_cached=request.num_cached
+            )
+        )
         if finish is not None:
             self._end(request)
 

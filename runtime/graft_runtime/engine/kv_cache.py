@@ -1,12 +1,41 @@
-"""The pool of KV blocks: which are free, who gets which. Knows no tensor and no request."""
+"""The pool of KV blocks: who holds which, and which hold a prefix that others may share.
+
+A block is free, held (by one or more sequences), or cached: held by nobody, but kept because its
+content has a name. Knows no tensor and no request.
+"""
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+
 from graft_runtime.errors import GraftRuntimeError
 
-FREE, USED = 1, 0
+FREE, TAKEN = 1, 0
 RUN_SLACK = 8
 """Blocks of room left between two runs where possible, so that both grow without a break."""
+
+BlockKey = bytes
+"""Names a full block's content: its tokens, all tokens before them, and who computed them."""
+KEY_BYTES = 16
+
+
+def root_key(adapter: str | None) -> BlockKey:
+    """Return the start of the chain of keys for one adapter's sequences; None is the base model.
+
+    The adapter is named by its revision, which carries its digest: what one version computed is
+    never taken for another's.
+    """
+    return blake2b(b"" if adapter is None else adapter.encode(), digest_size=KEY_BYTES).digest()
+
+
+def next_key(parent: BlockKey, token_ids: Sequence[int]) -> BlockKey:
+    """Return the key of a full block that follows the one named ``parent``."""
+    content = np.asarray(token_ids, dtype=np.int64).tobytes()
+    return blake2b(content, key=parent, digest_size=KEY_BYTES).digest()
 
 
 class OutOfBlocksError(GraftRuntimeError):
@@ -14,7 +43,7 @@ class OutOfBlocksError(GraftRuntimeError):
 
 
 class BlockPool:
-    """Hands out block ids, in ascending runs where it can.
+    """Hands out blocks, in ascending runs where it can, and remembers what they hold.
 
     A run of neighbouring blocks is one contiguous piece of the cache, which the CPU attention reads
     without a copy. A byte per block says whether it is free; searching bytes for a run is one call.
@@ -23,27 +52,34 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._state = bytearray([FREE]) * num_blocks
-        self._num_free = num_blocks
+        self._num_empty = num_blocks
+        self._holders = [0] * num_blocks
+        self._keys: list[BlockKey | None] = [None] * num_blocks
+        self._by_key: dict[BlockKey, int] = {}
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        """Blocks that nobody holds but that have a key, the longest unused first."""
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be taken."""
-        return self._num_free
+        """Blocks that can be taken; cached ones can."""
+        return self._num_empty + len(self._cached)
 
     @property
     def num_used(self) -> int:
         """Blocks in somebody's table."""
-        return self.num_blocks - self._num_free
+        return self.num_blocks - self.num_free
 
     def allocate(self, count: int) -> list[int]:
         """Take blocks for a new sequence.
 
         Raises:
-            OutOfBlocksError: Fewer than ``count`` are free.
+            OutOfBlocksError: Fewer than ``count`` can be taken.
         """
-        if count > self._num_free:
-            message = f"{count} blocks wanted, {self._num_free} free"
+        if count > self.num_free:
+            message = f"{count} blocks wanted, {self.num_free} free"
             raise OutOfBlocksError(message)
+        while self._num_empty < count:
+            self._evict()
         start = self._find_run(count + 2 * RUN_SLACK)
         if start < 0:
             start = self._find_run(count)
@@ -51,14 +87,14 @@ class BlockPool:
             start += RUN_SLACK  # the run before it may grow this far
         if start >= 0:
             return self._take(list(range(start, start + count)))
-        free = [block for block, state in enumerate(self._state) if state == FREE]
-        return self._take(free[:count])
+        empty = [block for block, state in enumerate(self._state) if state == FREE]
+        return self._take(empty[:count])
 
     def extend(self, table: list[int]) -> None:
         """Append one block to a table, the neighbour of its last one if that is free.
 
         Raises:
-            OutOfBlocksError: No block is free.
+            OutOfBlocksError: No block can be taken.
         """
         neighbour = table[-1] + 1 if table else self.num_blocks
         if neighbour < self.num_blocks and self._state[neighbour] == FREE:
@@ -66,38 +102,90 @@ class BlockPool:
         else:
             table.extend(self.allocate(1))
 
+    def find(self, keys: Sequence[BlockKey]) -> list[int]:
+        """Return the blocks that hold a sequence's first keys, as far as they are there."""
+        found: list[int] = []
+        for key in keys:
+            block = self._by_key.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """Hold blocks that `find` returned."""
+        for block in blocks:
+            self._cached.pop(block, None)
+            self._holders[block] += 1
+
+    def publish(self, block: int, key: BlockKey) -> None:
+        """Name the content of a full block, so that others find it.
+
+        Content that another block holds already stays with that one.
+        """
+        if self._keys[block] is None and key not in self._by_key:
+            self._keys[block] = key
+            self._by_key[key] = block
+
     def free(self, table: list[int]) -> None:
-        """Give back every block of a table and empty it."""
-        for block in table:
-            if self._state[block] == FREE:
+        """Give back every block of a table and empty it.
+
+        The last block is the first to be forgotten: a prefix serves more requests than a tail.
+        """
+        for block in reversed(table):
+            if not self._holders[block]:
                 message = f"block {block} was freed twice"
                 raise GraftRuntimeError(message)
-            self._state[block] = FREE
-        self._num_free += len(table)
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                self._let_go(block)
         table.clear()
 
     def check_integrity(self, tables: list[list[int]]) -> None:
         """Compare the pool with the tables of everybody who holds blocks.
 
         Raises:
-            GraftRuntimeError: A block is lost, or in two tables, or in a table and free.
+            GraftRuntimeError: A block is lost, miscounted, or at once held and free.
         """
-        held = [block for table in tables for block in table]
-        if len(held) != len(set(held)):
-            message = "a block is in two tables"
+        holders = Counter(block for table in tables for block in table)
+        if any(self._holders[block] != holders[block] for block in range(self.num_blocks)):
+            message = f"blocks lost or stolen: tables {holders}, pool {self._holders}"
             raise GraftRuntimeError(message)
-        used = {block for block, state in enumerate(self._state) if state == USED}
-        if used != set(held) or len(used) != self.num_used:
-            message = f"blocks lost: {sorted(used - set(held))}, stolen: {sorted(set(held) - used)}"
+        empty = {block for block, state in enumerate(self._state) if state == FREE}
+        if len(empty) != self._num_empty or empty & self._cached.keys() or empty & holders.keys():
+            message = "a block is empty and cached, or empty and held"
             raise GraftRuntimeError(message)
+        if len(empty) + len(self._cached) + len(holders) != self.num_blocks:
+            message = "a block is neither empty, cached nor held"
+            raise GraftRuntimeError(message)
+        if any(self._keys[block] != key for key, block in self._by_key.items()):
+            message = "a key leads to a block that holds something else"
+            raise GraftRuntimeError(message)
+
+    def _let_go(self, block: int) -> None:
+        if self._keys[block] is None:
+            self._state[block] = FREE
+            self._num_empty += 1
+        else:
+            self._cached[block] = None
+
+    def _evict(self) -> None:
+        """Forget the longest unused cached block."""
+        block, _ = self._cached.popitem(last=False)
+        key = self._keys[block]
+        if key is not None:
+            del self._by_key[key]
+        self._keys[block] = None
+        self._let_go(block)
 
     def _find_run(self, count: int) -> int:
         return self._state.find(bytes([FREE]) * count)
 
     def _take(self, blocks: list[int]) -> list[int]:
         for block in blocks:
-            self._state[block] = USED
-        self._num_free -= len(blocks)
+            self._state[block] = TAKEN
+            self._holders[block] = 1
+        self._num_empty -= len(blocks)
         return blocks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from graft_runtime.engine.kv_cache import BlockKey, next_key, root_key
 from graft_runtime.ipc.messages import FinishReason, Sampling
 
 
@@ -25,8 +26,14 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    keys: list[BlockKey] = field(default_factory=list)
+    """Keys of the full blocks of ``tokens``, as far as they have been needed."""
     slot: int = 0
     """Device slot of the adapter while running; 0 for the base model."""
+    num_cached: int = 0
+    """Prompt tokens that were found in the cache when it was first admitted."""
+    admitted: bool = False
+    """Whether it has run before; a second time means that it was preempted."""
 
     @property
     def num_output(self) -> int:
@@ -37,6 +44,14 @@ class Request:
     def num_remaining(self) -> int:
         """Tokens still to compute before the next one can be sampled."""
         return len(self.tokens) - self.num_computed
+
+    def block_keys(self, count: int, block_size: int) -> list[BlockKey]:
+        """Return the keys of the first ``count`` blocks; all of them must be full of tokens."""
+        parent = self.keys[-1] if self.keys else root_key(self.adapter)
+        for index in range(len(self.keys), count):
+            parent = next_key(parent, self.tokens[index * block_size : (index + 1) * block_size])
+            self.keys.append(parent)
+        return self.keys[:count]
 
     def append(self, token_id: int, max_model_len: int) -> FinishReason | None:
         """Add a sampled token and tell whether the request ends with it."""

@@ -48,6 +48,10 @@ class Scheduler:
         self.limits = limits
         self.pool = pool
         self.num_preemptions = 0
+        self.num_prefix_queries = 0
+        """Prompt tokens looked up in the prefix cache."""
+        self.num_prefix_hits = 0
+        """Prompt tokens found there."""
         self._gate = gate
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
@@ -95,8 +99,18 @@ class Scheduler:
         return rows
 
     def complete(self, row: Row) -> None:
-        """Record that a row's tokens are in the cache."""
-        row.request.num_computed += row.num_tokens
+        """Record that a row's tokens are in the cache, and name the blocks that are full now."""
+        request, size = row.request, self.limits.block_size
+        first_new = request.num_computed // size
+        request.num_computed += row.num_tokens
+        full = request.num_computed // size
+        keys = request.block_keys(full, size)
+        for index in range(first_new, full):
+            self.pool.publish(request.blocks[index], keys[index])
+
+    def forget_history(self) -> None:
+        """Start counting from zero."""
+        self.num_preemptions = self.num_prefix_queries = self.num_prefix_hits = 0
 
     def check_integrity(self) -> None:
         """Compare blocks, queues and requests with each other.
@@ -136,17 +150,33 @@ class Scheduler:
             budget -= rows[-1].num_tokens
 
     def _admit(self, request: Request, slot: int) -> bool:
-        wanted = blocks_for(len(request.tokens), self.limits.block_size)
+        size = self.limits.block_size
+        # The last token is always computed: its logits are what the request came for.
+        shareable = request.block_keys((len(request.tokens) - 1) // size, size)
+        found = self.pool.find(shareable)
+        self.pool.share(found)  # before anything is allocated, or it might be evicted for that
+        missing = blocks_for(len(request.tokens), size) - len(found)
         # One block beyond the prompt, so that admission is not followed at once by preemption.
         growth = 1 if self._running else 0
-        if wanted + growth > self.pool.num_free:
+        if missing + growth > self.pool.num_free:
+            self.pool.free(found)
             return False
-        request.blocks = self.pool.allocate(wanted)
+        request.blocks = found + self.pool.allocate(missing)
+        request.num_computed = len(found) * size
         request.slot = slot
+        self._count_hits(request)
         self._waiting.remove(request)
         self._running.append(request)
         self._running.sort(key=_arrival)
         return True
+
+    def _count_hits(self, request: Request) -> None:
+        if request.admitted:
+            return  # what a preempted request finds again is not a saving
+        request.admitted = True
+        request.num_cached = request.num_computed
+        self.num_prefix_queries += request.num_prompt
+        self.num_prefix_hits += request.num_cached
 
     def _chunk(self, request: Request, budget: int, *, has_decodes: bool) -> Row:
         limit = min(budget, self.limits.max_chunk_tokens) if has_decodes else budget

@@ -109,6 +109,8 @@ class TokenOutput(msgspec.Struct, frozen=True):
     finish_reason: FinishReason | None = None
     error: str | None = None
     """Only with ``finish_reason`` "error"."""
+    num_cached: int = 0
+    """Prompt tokens that did not have to be computed."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -122,6 +124,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
     steps: int = 0
 
 

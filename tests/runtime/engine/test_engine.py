@@ -34,6 +34,7 @@ class Bench:
         self.asked: dict[str, Submit] = {}
         self.tokens: dict[str, list[int]] = {}
         self.finished: dict[str, TokenOutput] = {}
+        self.cached: dict[str, int] = {}
         self.residency: list[tuple[str, str]] = []
 
     def submit(
@@ -60,6 +61,7 @@ class Bench:
         report = self.engine.step()
         for output in report.outputs:
             self.tokens[output.request_id] += output.token_ids
+            self.cached[output.request_id] = output.num_cached
             if output.finish_reason is not None:
                 self.finished[output.request_id] = output
         self.residency += [(event.revision, event.state) for event in report.adapters]
@@ -117,6 +119,40 @@ def test_preempted_requests_keep_their_tokens() -> None:
     bench.drain()
     bench.assert_all_right()
     assert bench.engine.stats().preemptions > 0
+
+
+def test_a_shared_prefix_is_computed_once_and_reported() -> None:
+    bench = Bench()
+    prefix = list(range(1, 21))
+    first = bench.submit([*prefix, 30], max_tokens=4)
+    bench.drain()
+    assert bench.engine.stats().prompt_tokens == 21
+    second = bench.submit([*prefix, 31, 32], max_tokens=4)
+    bench.drain()
+    bench.assert_all_right()
+    assert (bench.cached[first], bench.cached[second]) == (0, 20)
+    assert bench.engine.stats().prompt_tokens == 21 + 2
+    assert bench.engine.stats().prefix_hits == 20
+
+
+def test_a_prompt_seen_before_still_computes_its_last_token() -> None:
+    bench = Bench()
+    names = []
+    for _ in range(2):
+        names.append(bench.submit([1, 2, 3, 4, 5, 6, 7, 8], max_tokens=3))
+        bench.drain()
+    bench.assert_all_right()
+    assert [bench.cached[name] for name in names] == [0, 4]
+
+
+def test_a_prefix_is_never_shared_between_adapters_or_versions() -> None:
+    bench = Bench()
+    prompt = list(range(1, 21))
+    for adapter in (None, bench.register(71), bench.register(72)):
+        name = bench.submit(prompt, max_tokens=4, adapter=adapter)
+        bench.drain()
+        assert bench.cached[name] == 0
+    bench.assert_all_right()
 
 
 def test_a_pool_that_holds_one_request_still_serves_many() -> None:
