@@ -101,7 +101,7 @@ def _validated(model: type[M], manifest: Mapping[str, Any]) -> M:
     except (TypeError, ValueError) as error:
         raise InvalidManifestError("", f"not JSON: {error}") from error
     try:
-        return model.model_validate_json(text, strict=True)
+        return model.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise _explained(error, model) from error
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
 from graft_operator.errors import InvalidManifestError
 from graft_protocol.credentials import Credential
@@ -64,7 +65,7 @@ def parse_credential(secret: Mapping[str, Any]) -> Credential:
     try:
         return Credential.model_validate(values)
     except ValidationError as error:
-        fields = ", ".join(str(item["loc"][0]) for item in error.errors())
+        fields = ", ".join(to_camel(str(item["loc"][0])) for item in error.errors())
         raise InvalidManifestError("data", f"not a credential: {fields}") from error
 
 

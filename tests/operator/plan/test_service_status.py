@@ -1,0 +1,117 @@
+"""What is true of a service."""
+
+from typing import Any
+
+from graft_operator.plan.accept import Names, Verdict
+from graft_operator.plan.service_status import ServiceFacts, service_status
+from graft_operator.plan.views import PodView
+from graft_operator.resources.meta import condition_of
+from graft_operator.resources.status import ServiceStatus
+from graft_protocol.reasons import EngineState, Reason
+from graft_protocol.status import ModelReport, ProgressReport
+from tests.support.objects import make_adapter, make_pod, make_service, status_report
+
+
+def status_of(*pods: PodView, verdict: Verdict | None = None, **facts: Any) -> ServiceStatus:
+    values: dict[str, Any] = {
+        "service": make_service(replicas=2),
+        "verdict": verdict or Verdict(Reason.ACCEPTED, "", Names("tiny")),
+        "pods": pods,
+        "adapters": (),
+        "set_hash": "s",
+        "config_hash": "c",
+        "url": "http://127.0.0.1:1",
+        "selector": "a=b",
+    }
+    return service_status(ServiceFacts(**{**values, **facts}))
+
+
+def turn(status: ServiceStatus, type_: str) -> tuple[str, str]:
+    found = condition_of(status.conditions, type_)
+    assert found is not None
+    return found.status, found.reason
+
+
+def pod(name: str, *, ready: bool = True, config: str = "c", **facts: Any) -> PodView:
+    report = status_report(name, **{"set_hash": "s", **facts})
+    return PodView(name, ready, report, address=f"http://{name}", config_hash=config)
+
+
+def test_a_service_with_all_pods_is_ready_and_done() -> None:
+    status = status_of(pod("a"), pod("b"))
+    assert turn(status, "Ready") == ("True", "Available")
+    assert turn(status, "Progressing") == ("False", "Available")
+    assert turn(status, "AdaptersSynced") == ("True", "Available")
+    assert status.endpoints == ("http://a", "http://b")
+    assert (status.replicas, status.ready_replicas, status.updated_replicas) == (2, 2, 2)
+
+
+def test_one_of_two_pods_serves_but_is_degraded() -> None:
+    status = status_of(pod("a"), pod("b", ready=False))
+    assert turn(status, "Ready") == ("True", "Degraded")
+    assert turn(status, "Progressing") == ("True", "Progressing")
+
+
+def test_a_pod_of_an_older_configuration_is_still_to_be_replaced() -> None:
+    status = status_of(pod("a"), pod("b", config="old"))
+    assert turn(status, "Progressing") == ("True", "Progressing")
+    assert status.updated_replicas == 1
+
+
+def test_a_model_that_cannot_be_loaded_is_the_reason() -> None:
+    failed = pod(
+        "a",
+        ready=False,
+        state=EngineState.FAILED,
+        reason=Reason.SOURCE_NOT_FOUND,
+        message="no such bucket",
+    )
+    status = status_of(failed)
+    assert turn(status, "Ready") == ("False", "SourceNotFound")
+    assert "no such bucket" in str(status.conditions)
+
+
+def test_a_pod_that_does_not_run_is_the_reason() -> None:
+    status = status_of(PodView("a", ready=False, report=None, trouble="CrashLoopBackOff: boom"))
+    assert turn(status, "Ready") == ("False", "RuntimeUnreachable")
+    assert "boom" in str(status.conditions)
+
+
+def test_start_up_shows_what_is_being_done() -> None:
+    starting = pod("a", ready=False, progress=ProgressReport(phase="downloading model"))
+    assert "downloading model" in str(status_of(starting).conditions)
+
+
+def test_a_pod_behind_the_set_is_not_in_sync() -> None:
+    status = status_of(pod("a"), pod("b", set_hash="older"))
+    assert turn(status, "AdaptersSynced") == ("False", "Progressing")
+    assert status.adapters.pods_in_sync == 1
+
+
+def test_a_refused_service_says_why_in_every_condition() -> None:
+    status = status_of(verdict=Verdict(Reason.SECRET_NOT_FOUND, "Secret default/x"))
+    assert {item.reason for item in status.conditions} == {"SecretNotFound"}
+
+
+def test_adapters_are_counted_by_what_is_true_of_them() -> None:
+    ready = [{"type": "Ready", "status": "True", "reason": "Available"}]
+    failure = {"reason": "TooLarge", "message": "", "pods": 1, "example": "a"}
+    adapters = (
+        make_adapter("a", status={"conditions": ready}),
+        make_adapter("b", status={"failures": [failure]}),
+        make_adapter("c"),
+    )
+    counts = status_of(pod("a"), adapters=adapters).adapters
+    assert (counts.registered, counts.ready, counts.failed) == (3, 1, 1)
+
+
+def test_the_models_digest_is_kept_while_no_pod_answers() -> None:
+    model = ModelReport(served_name="tiny", uri="s3://x", digest="sha256:1", bytes=5)
+    report = status_report("a").model_copy(update={"model": model})
+    resolved = status_of(PodView("a", ready=True, report=report)).resolved_model
+    assert resolved is not None
+    assert (resolved.digest, resolved.bytes) == ("sha256:1", 5)
+    silent = make_service(replicas=2).model_copy(
+        update={"status": ServiceStatus(resolved_model=resolved)}
+    )
+    assert status_of(make_pod(ready=False), service=silent).resolved_model == resolved
