@@ -1,0 +1,173 @@
+"""What is rendered for a service, against golden files and the rules that every pod must keep."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graft_operator.plan.accept import AcceptContext, SecretFacts, accept_adapters
+from graft_operator.plan.desired import desired_shards
+from graft_operator.render.common import NAME_MAX, child_name, label_value
+from graft_operator.render.configmaps import config_hash, config_map, config_text, shard_maps
+from graft_operator.render.deployment import deployment, quantity
+from graft_operator.render.secrets import credential_secrets, read_token, token_secret
+from graft_operator.render.service import service_manifest
+from graft_operator.resources.admission import parse
+from graft_operator.resources.credentials import credential_key, parse_credential, with_plain_data
+from graft_operator.resources.meta import Manifest
+from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
+from graft_protocol.config import RuntimeConfig
+from graft_protocol.desired import parse_shard
+from tests.support.objects import make_pod, make_service
+
+DATA = Path(__file__).parents[2] / "data/render"
+CASES = sorted(path.name for path in DATA.iterdir())
+
+
+def children(documents: list[Manifest]) -> list[Manifest]:
+    """Render what the documents ask for, as the reconcile does."""
+    service = next(parse(InferenceService, d) for d in documents if d["kind"] == "InferenceService")
+    adapters = [parse(LoraAdapter, d) for d in documents if d["kind"] == "LoraAdapter"]
+    credentials = {
+        (d["metadata"]["namespace"], d["metadata"]["name"]): parse_credential(with_plain_data(d))
+        for d in documents
+        if d["kind"] == "Secret"
+    }
+    facts = {name: SecretFacts(value.endpoint) for name, value in credentials.items()}
+    verdicts = accept_adapters(service, adapters, AcceptContext(facts))
+    assert all(verdict.is_accepted for verdict in verdicts.values())
+    pods = [make_pod(name=f"pod-{index}") for index in range(service.spec.replicas)]
+    keyed = {credential_key(*name): value for name, value in credentials.items()}
+    return [
+        *credential_secrets(service, keyed),
+        token_secret(service, "the-token"),
+        config_map(service),
+        *shard_maps(service, desired_shards(adapters, verdicts, pods)),
+        service_manifest(service),
+        deployment(service, "graft-runtime:test"),
+    ]
+
+
+def rendered(case: str) -> list[Manifest]:
+    return children(list(yaml.safe_load_all((DATA / case / "input.yaml").read_text())))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_children_are_those_of_the_golden_file(case: str, update_golden: bool) -> None:
+    path = DATA / case / "expected.yaml"
+    if update_golden:
+        path.write_text(yaml.safe_dump_all(rendered(case), sort_keys=False, width=100))
+    assert rendered(case) == list(yaml.safe_load_all(path.read_text()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_everything_a_pod_mounts_is_rendered_before_the_deployment(case: str) -> None:
+    manifests = rendered(case)
+    assert manifests[-1]["kind"] == "Deployment"
+    made = {(item["kind"], item["metadata"]["name"]) for item in manifests[:-1]}
+    mounted: set[tuple[str, str]] = set()
+    for volume in manifests[-1]["spec"]["template"]["spec"]["volumes"]:
+        for source in volume.get("projected", {"sources": [volume]})["sources"]:
+            if "configMap" in source:
+                mounted.add(("ConfigMap", source["configMap"]["name"]))
+                assert "optional" not in source["configMap"]
+            if "secret" in source:
+                secret = source["secret"]
+                mounted.add(("Secret", secret.get("name") or secret["secretName"]))
+                assert "optional" not in secret
+    assert mounted <= made
+    assert len(mounted) == 1 + 16 + 8 + 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_pod_keeps_to_the_restricted_pod_security_standard(case: str) -> None:
+    pod = rendered(case)[-1]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] >= 10_000
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+    for container in pod["containers"]:
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert not any("hostPort" in port for port in container["ports"])
+    for volume in pod["volumes"]:
+        (kind,) = volume.keys() - {"name"}
+        assert kind in {"configMap", "projected", "secret", "emptyDir"}
+        assert kind != "emptyDir" or "sizeLimit" in volume["emptyDir"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_children_belong_to_their_service_and_nowhere_carry_a_secret_in_the_open(case: str) -> None:
+    for item in rendered(case):
+        (owner,) = item["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["controller"]) == ("InferenceService", True)
+        if item["kind"] != "Secret":
+            assert "the-token" not in str(item)
+            assert "secretAccessKey" not in str(item)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_runtime_can_read_what_it_is_told(case: str) -> None:
+    for item in rendered(case):
+        for name, text in (item.get("data") or {}).items():
+            if name == "runtime.yaml":
+                RuntimeConfig.model_validate(yaml.safe_load(text))
+            if name.startswith("shard-"):
+                parse_shard(text)
+
+
+def test_an_adapter_never_changes_the_pod_template() -> None:
+    documents = list(yaml.safe_load_all((DATA / "full/input.yaml").read_text()))
+    bare = [item for item in documents if item["kind"] != "LoraAdapter"]
+    assert children(bare)[-1] == children(documents)[-1]
+
+
+def test_a_changed_engine_setting_is_another_configuration() -> None:
+    one, other = make_service(), make_service(engine={"threads": 2})
+    assert config_hash(one) != config_hash(other)
+    assert deployment(one, "i") != deployment(other, "i")
+
+
+def test_what_the_spec_leaves_out_the_runtime_decides() -> None:
+    text = config_text(make_service())
+    assert "engine" not in yaml.safe_load(text) or not yaml.safe_load(text)["engine"]
+    assert "blockSize" not in text
+
+
+def test_more_replicas_are_no_other_configuration() -> None:
+    assert config_hash(make_service(replicas=1)) == config_hash(make_service(replicas=5))
+
+
+def test_the_token_is_read_back() -> None:
+    assert read_token(token_secret(make_service(), "abc")) == "abc"
+    assert read_token({"kind": "Secret", "metadata": {}}) is None
+
+
+NAMES = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", fullmatch=True)
+
+
+@given(st.lists(NAMES, unique=True, max_size=20))
+def test_names_of_children_fit_and_do_not_collide(names: list[str]) -> None:
+    values = [label_value(name) for name in names]
+    assert len(set(values)) == len(names)
+    for name in names:
+        full = child_name(make_service(name), "runtime-0123456789")
+        assert len(full) <= NAME_MAX
+        assert full[0].isalpha()
+        assert "." not in full
+
+
+@given(st.integers(1, 2**53))
+def test_a_size_is_written_as_kubernetes_writes_it(num_bytes: int) -> None:
+    text = quantity(num_bytes)
+    units: dict[str, Any] = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
+    digits, unit = (text[:-2], text[-2:]) if text[-2:] in units else (text, "")
+    assert int(digits) << units.get(unit, 0) == num_bytes
+    assert int(digits) % 1024 or unit == "Ei"
