@@ -75,7 +75,10 @@ def _is_in_place(wanted: Manifest, stored: Manifest) -> bool:
 def _contains(stored: Any, wanted: Any) -> bool:
     if isinstance(wanted, Mapping):
         return isinstance(stored, Mapping) and all(
-            key in stored and _contains(stored[key], value) for key, value in wanted.items()
+            # What is wanted empty is left out by the API server.
+            (key not in stored and value in (None, "", [], {}))
+            or (key in stored and _contains(stored[key], value))
+            for key, value in wanted.items()
         )
     if isinstance(wanted, list):
         return (

@@ -202,16 +202,19 @@ async def _nudge(world: World, observed: Observed, set_hash: str) -> float | Non
     behind = [
         pod for pod in observed.pods if pod.report is not None and pod.report.set_hash != set_hash
     ]
+    pause = world.settings.nudge_seconds
     for pod in behind:
         key = ObjectKey("Pod", observed.service.metadata.namespace, pod.name)
         known_hash, attempt, last = world.nudges.get(key, ("", 0, now - 3600))
-        if now - last < world.settings.nudge_seconds:
+        rest = world.settings.nudge_seconds - (now - last)
+        if rest > 0:
+            pause = min(pause, rest)
             continue
         attempt = attempt + 1 if known_hash == set_hash else 1
         world.nudges[key] = (set_hash, attempt, now)
         await world.cluster.nudge(key, f"{set_hash}/{attempt}")
         world.poller.follow(key)
-    return world.settings.nudge_seconds if behind else None
+    return pause if behind else None
 
 
 async def _conclude(world: World, observed: Observed, plan: Plan) -> None:
