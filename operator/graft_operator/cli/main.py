@@ -103,6 +103,7 @@ def describe(what: str, folder: Path) -> None:
 @click.option("--namespace", "-n", "namespaces", multiple=True, help="Serve only this; repeatable.")
 @click.option("--kubeconfig", type=FOLDER, help="Default: $KUBECONFIG or the pod's own account.")
 @click.option("--context", help="Context of the kubeconfig; default: its current one.")
+@click.option("--runtime-image", help="Image of services that name none.")
 @click.option("--health-port", default=8080, show_default=True, help="Probes and metrics.")
 @click.option(
     "--audit-seconds",

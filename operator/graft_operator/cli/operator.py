@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from graft_operator.handlers.operator import run_operator
-from graft_operator.settings import OperatorSettings
+from graft_operator.settings import ControlSettings, OperatorSettings
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -26,4 +26,6 @@ def run(options: Mapping[str, Any], *, verbose: bool) -> None:
     logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     given = {name: value for name, value in options.items() if value is not None}
-    asyncio.run(run_operator(OperatorSettings(**given)))
+    image = given.pop("runtime_image", ControlSettings.runtime_image)
+    control = ControlSettings(runtime_image=image)
+    asyncio.run(run_operator(OperatorSettings(**given, control=control)))
