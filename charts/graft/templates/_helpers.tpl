@@ -1,0 +1,126 @@
+{{- /* Name of everything in the release's own namespace. */ -}}
+{{- define "graft.name" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" (.Release.Name | trunc 44 | trimSuffix "-") .Chart.Name -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Name of cluster-wide objects: releases of one name live in several namespaces. */ -}}
+{{- define "graft.clusterName" -}}
+{{- printf "%s.%s" .Release.Namespace (include "graft.name" .) -}}
+{{- end -}}
+
+{{- define "graft.selectorLabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- define "graft.labels" -}}
+{{ include "graft.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- /* Arguments: the root, and an image with repository, tag and digest. */ -}}
+{{- define "graft.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "graft.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "graft.name" .) -}}
+{{- else -}}
+{{- .Values.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The namespaces that are served, as JSON; an empty list is the whole cluster. */ -}}
+{{- define "graft.serviceNamespaces" -}}
+{{- if not .Values.clusterWide -}}
+{{- .Values.serviceNamespaces | default (list .Release.Namespace) | toJson -}}
+{{- else if .Values.serviceNamespaces -}}
+{{- fail "clusterWide serves every namespace: serviceNamespaces must be empty then" -}}
+{{- else -}}
+[]
+{{- end -}}
+{{- end -}}
+
+{{- define "graft.subjects" -}}
+- kind: ServiceAccount
+  name: {{ include "graft.serviceAccountName" . }}
+  namespace: {{ .Release.Namespace }}
+{{- end -}}
+
+{{- /* What the operator may do where it serves: exactly what it does, see tests/charts. */ -}}
+{{- define "graft.rules" -}}
+- apiGroups: [serving.graft.dev]
+  resources: [inferenceservices, loraadapters]
+  verbs: [list, watch]
+- apiGroups: [serving.graft.dev]
+  resources: [inferenceservices/status, loraadapters/status]
+  verbs: [patch]
+# Only clusters that enforce it for owner references (OpenShift) ask for this one.
+- apiGroups: [serving.graft.dev]
+  resources: [inferenceservices/finalizers]
+  verbs: [update]
+# Children. Kubernetes itself removes them with their InferenceService.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [list, watch, create, patch]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [list, watch, create, patch]
+# Old runtime configurations are deleted.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [list, watch, create, patch, delete]
+# Credentials that manifests name are read by name.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create, patch]
+# An annotation on a pod has its kubelet refresh the mounted adapters at once.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch, patch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+{{- end -}}
+
+{{- /* Who owns a CRD, "" if it is not there. Arguments: the root, and the CRD's name. */ -}}
+{{- define "graft.crdOwner" -}}
+{{- $root := index . 0 -}}
+{{- $stored := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" (index . 1) -}}
+{{- if $stored -}}
+{{- $notes := $stored.metadata.annotations | default dict -}}
+{{- $release := get $notes "meta.helm.sh/release-name" -}}
+{{- if not $release -}}
+no release
+{{- else if and (eq $release $root.Release.Name) (eq (get $notes "meta.helm.sh/release-namespace") $root.Release.Namespace) -}}
+this release
+{{- else -}}
+{{- $chart := get ($stored.metadata.labels | default dict) "helm.sh/chart" -}}
+release {{ $release }} in namespace {{ get $notes "meta.helm.sh/release-namespace" }}{{ with $chart }} (chart {{ . }}){{ end }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Not empty if the CRD is this release's to write. Arguments as above. */ -}}
+{{- define "graft.crdIsOurs" -}}
+{{- $root := index . 0 -}}
+{{- if $root.Values.crds.enabled -}}
+{{- if or $root.Values.crds.adopt (has (include "graft.crdOwner" .) (list "" "this release")) -}}
+yes
+{{- end -}}
+{{- end -}}
+{{- end -}}
