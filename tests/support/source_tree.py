@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE_FOLDERS = ("operator", "runtime", "tests", "examples", "bench", "e2e")
+CODE_FOLDERS = ("operator", "runtime", "tests", "examples", "bench", "charts", "e2e")
 PACKAGES = ("operator/graft_operator", "runtime/graft_runtime", "runtime/graft_protocol")
 
 # x_TD, q_KGnD, cos_T1D: each letter names a dimension, a digit is its own size.
