@@ -44,7 +44,7 @@ $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "setup: $(PYTHON) cannot make environments (on Debian and Ubuntu: install python3-venv)" >&2; exit 1; }
 
 demo: setup  ## the main job on this machine, end to end (KEEP=1 leaves it running)
-	@KEEP=$(KEEP) $(BIN)/python examples/quickstart/demo.py
+	@KEEP=$(KEEP) $(BIN)/python -m examples.quickstart.demo
 
 test: setup  ## the fast tests (PYTEST_ARGS=... adds arguments)
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
@@ -86,4 +86,4 @@ lock: setup  ## resolve requirements/*.txt again (UPGRADE=1 takes newer versions
 
 clean:  ## remove caches and builds (.venv stays; remove it by hand)
 	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find operator runtime tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find operator runtime tests examples bench charts e2e -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
