@@ -59,6 +59,10 @@ class EngineCounters(Protocol):
     def generation_tokens(self) -> int: ...  # noqa: D102
     @property
     def preemptions(self) -> int: ...  # noqa: D102
+    @property
+    def prefix_queries(self) -> int: ...  # noqa: D102
+    @property
+    def prefix_hits(self) -> int: ...  # noqa: D102
 
 
 class AdapterRequests(Collector):
@@ -175,6 +179,8 @@ class Metrics:
             "prompt_tokens": counter("prompt_tokens", "Prompt tokens computed."),
             "generation_tokens": counter("generation_tokens", "Tokens generated."),
             "preemptions": counter("num_preemptions", "Requests preempted."),
+            "prefix_queries": counter("prefix_cache_queries", "Prompt tokens looked up."),
+            "prefix_hits": counter("prefix_cache_hits", "Prompt tokens found in the cache."),
         }
         self._success = self._counter(
             "vllm:request_success", "Requests that ended, by reason.", (*names, "finished_reason")
@@ -226,6 +232,8 @@ class Metrics:
         self._count_up("prompt_tokens", stats.prompt_tokens)
         self._count_up("generation_tokens", stats.generation_tokens)
         self._count_up("preemptions", stats.preemptions)
+        self._count_up("prefix_queries", stats.prefix_queries)
+        self._count_up("prefix_hits", stats.prefix_hits)
 
     def _count_up(self, name: str, total: int) -> None:
         last = self._engine_totals.get(name, 0)

@@ -233,4 +233,5 @@ def _chunk(output: TokenOutput) -> TokenChunk:
         token_ids=tuple(output.token_ids),
         logprobs=None if output.logprobs is None else tuple(output.logprobs),
         finish_reason=output.finish_reason,
+        num_cached=output.num_cached,
     )

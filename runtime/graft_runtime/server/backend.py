@@ -47,6 +47,8 @@ class TokenChunk:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     finish_reason: Literal["stop", "length", "abort", "error"] | None
+    num_cached: int = 0
+    """Prompt tokens that did not have to be computed; the same in every chunk of a request."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from graft_runtime.errors import EngineDiedError
@@ -64,6 +64,8 @@ class Piece:
     """Text that is certain, stop strings considered."""
     tokens: tuple[Token, ...]
     end: End | None = None
+    num_cached: int = 0
+    """Prompt tokens that did not have to be computed; told once, in a request's first piece."""
 
 
 async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGenerator[Piece, None]:
@@ -79,8 +81,11 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
     chunks = frontend.backend.generate(job.id, job.token_ids, job.sampling, job.target)
     with record:
         async with aclosing(chunks):
+            is_first = True
             async for chunk in chunks:
                 piece = reader.read(chunk)
+                if is_first:
+                    piece, is_first = replace(piece, num_cached=chunk.num_cached), False
                 record.tokens(len(piece.tokens))
                 if piece.end is not None:
                     record.end = piece.end.reason

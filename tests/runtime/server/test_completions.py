@@ -1,5 +1,6 @@
 """The completions surface: forms of prompts, sampling, streams, refusals."""
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -59,10 +60,23 @@ async def test_a_completion_has_openais_shape(
             "prompt_tokens": prompt,
             "completion_tokens": count,
             "total_tokens": prompt + count,
+            "prompt_tokens_details": {"cached_tokens": 0},
         },
     }
     assert response.headers["x-request-id"] == "abc-1"
     assert backend.running == set()
+
+
+async def test_prompt_tokens_from_the_cache_are_counted_once_per_prompt(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.script = [replace(each, num_cached=7) for each in backend.script]
+    body = {"prompt": ["hello", "world"]}
+    whole = (await client.post(PATH, json=body)).json()
+    assert whole["usage"]["prompt_tokens_details"] == {"cached_tokens": 14}
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *_, last, _ = events((await client.post(PATH, json=body | options)).text)
+    assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 14}
 
 
 async def test_the_engine_is_told_what_was_asked(

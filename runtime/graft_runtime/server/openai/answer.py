@@ -14,7 +14,7 @@ from graft_runtime.errors import RequestError
 from graft_runtime.server.context import exchange_of, frontend_of
 from graft_runtime.server.errors import openai_error
 from graft_runtime.server.exchange import watch
-from graft_runtime.server.generation import End
+from graft_runtime.server.generation import End, Piece
 from graft_runtime.server.sse import DONE, SseResponse, event
 
 
@@ -24,13 +24,21 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that did not have to be computed."""
 
-    def to_json(self) -> dict[str, int]:
+    def add(self, piece: Piece) -> None:
+        """Count one piece of one request."""
+        self.completion_tokens += len(piece.tokens)
+        self.cached_tokens += piece.num_cached
+
+    def to_json(self) -> dict[str, Any]:
         """Return OpenAI's form."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 

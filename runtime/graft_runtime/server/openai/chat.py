@@ -131,8 +131,10 @@ async def _whole(frontend: Frontend, exchange: Exchange, call: _Call) -> dict[st
     text: list[str] = []
     tokens: list[Token] = []
     end: End | None = None
+    usage = Usage(len(call.job.token_ids))
     async with aclosing(generate(frontend, exchange, call.job)) as pieces:
         async for piece in pieces:
+            usage.add(piece)
             text.append(piece.text)
             tokens += piece.tokens
             end = piece.end
@@ -147,7 +149,7 @@ async def _whole(frontend: Frontend, exchange: Exchange, call: _Call) -> dict[st
                 "stop_reason": stop_reason(end),
             }
         ],
-        "usage": Usage(len(call.job.token_ids), len(tokens)).to_json(),
+        "usage": usage.to_json(),
     }
 
 
@@ -161,7 +163,7 @@ async def _events(
             if is_first:
                 is_first = False
                 yield _chunk(call, {"role": "assistant", "content": ""}, None, usage)
-            usage.completion_tokens += len(piece.tokens)
+            usage.add(piece)
             if piece.text or piece.end or call.fields.logprobs:
                 delta = {"content": piece.text} if piece.text else {}
                 yield _chunk(call, delta, piece, usage)

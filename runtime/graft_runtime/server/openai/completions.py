@@ -175,7 +175,7 @@ async def _whole(frontend: Frontend, exchange: Exchange, call: _Call) -> dict[st
             choice.text.append(piece.text)
             choice.tokens += piece.tokens
             choice.last = piece
-            usage.completion_tokens += len(piece.tokens)
+            usage.add(piece)
     wants_logprobs = call.fields.logprobs is not None
     return {
         **call.envelope(),
@@ -200,7 +200,7 @@ async def _events(
     offsets = [0] * len(call.jobs)
     async with aclosing(merge([generate(frontend, exchange, job) for job in call.jobs])) as pieces:
         async for index, piece in pieces:
-            usage.completion_tokens += len(piece.tokens)
+            usage.add(piece)
             logprobs = None
             if call.fields.logprobs is not None:
                 logprobs = logprobs_json(piece.tokens, offsets[index])
