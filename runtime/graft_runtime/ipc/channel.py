@@ -46,7 +46,7 @@ class AsyncChannel(Generic[In, Out]):
 
     def post(self, message: Out) -> None:
         """Queue one message. Messages keep their order; nothing waits for the peer."""
-        sent = self._socket.send(self._encoder.encode(message))
+        sent = asyncio.ensure_future(self._socket.send(self._encoder.encode(message)))
         if not sent.done():  # the peer has not connected yet
             self._unsent.add(sent)
             sent.add_done_callback(self._unsent.discard)
