@@ -89,6 +89,8 @@ def main() -> int:
     """Run the demo and return the exit status."""
     demo = Demo(Path(tempfile.mkdtemp(prefix="graft-demo-")), _store_port())
     keep = os.environ.get("KEEP", "") not in ("", "0")
+    # A terminated demo cleans up as an interrupted one does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         url = run(demo)
     except (DemoError, httpx.HTTPError, OSError) as error:
