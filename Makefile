@@ -83,6 +83,7 @@ lock: setup  ## resolve requirements/*.txt again (UPGRADE=1 takes newer versions
 	$(COMPILE) -c requirements/dev.txt pyproject.toml --extra operator -o requirements/operator.txt
 	$(COMPILE) -c requirements/dev.txt pyproject.toml --extra runtime -o requirements/runtime.txt
 	$(COMPILE) -c requirements/dev.txt requirements/uv.in -o requirements/uv.txt
+	$(COMPILE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
 	@! grep -n '://' requirements/*.txt || { echo "lock: an address got into a lock" >&2; exit 1; }
 
 clean:  ## remove caches and builds (.venv stays; remove it by hand)
