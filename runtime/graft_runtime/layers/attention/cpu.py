@@ -77,48 +77,54 @@ class CpuStepAttention:
         """Store this step's keys and values, then attend; returns ``[T, Q, D]``."""
         self._kv.write(layer, k_TKD, v_TKD, self._slots_T)
         keys, values = self._kv.keys_NBKD[layer], self._kv.values_NBKD[layer]
-        out_TQD = torch.empty_like(q_TQD, memory_format=torch.contiguous_format)
+        num_tokens, num_heads, head_dim = q_TQD.shape
+        q_TKGD = q_TQD.view(num_tokens, k_TKD.shape[1], -1, head_dim)
+        parts = []
         for row in self._rows:
-            k_LKD, v_LKD = self._context(keys, row), self._context(values, row)
-            attend_one = _attend_decode if row.end - row.start == 1 else _attend_chunk
-            out_TQD[row.start : row.end] = attend_one(
-                q_TQD[row.start : row.end], k_LKD, v_LKD, row.mask_nL
-            )
-        return out_TQD
-
-    @staticmethod
-    def _context(cache_NBKD: Tensor, row: _Row) -> Tensor:
-        if row.blocks is not None:
-            return cache_NBKD.index_select(0, row.blocks).flatten(0, 1)[: row.length]
-        start = row.first_block * cache_NBKD.shape[1]
-        return cache_NBKD.flatten(0, 1)[start : start + row.length]
+            k_KLD, v_KLD = _context(keys, row), _context(values, row)
+            q_nKGD = q_TKGD[row.start : row.end]
+            if row.end - row.start == 1:
+                parts.append(_attend_decode(q_nKGD, k_KLD, v_KLD))
+            else:
+                parts.append(_attend_chunk(q_nKGD, k_KLD, v_KLD, row.mask_nL))
+        out_TKGD = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out_TKGD.reshape(num_tokens, num_heads, head_dim)
 
 
-def _attend_decode(q_1QD: Tensor, k_LKD: Tensor, v_LKD: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend from one token: the queries of a group are rows against their shared key head."""
-    del mask  # the newest token sees everything
-    kv_heads = k_LKD.shape[1]
-    q_1KGD = q_1QD.view(1, kv_heads, -1, q_1QD.shape[-1])
-    out_1KGD = functional.scaled_dot_product_attention(
-        q_1KGD, k_LKD.transpose(0, 1)[None], v_LKD.transpose(0, 1)[None]
+def _context(cache_NBKD: Tensor, row: _Row) -> Tensor:
+    """Return the keys or values a row attends to, ``[K, L, D]``, in place where they lie so."""
+    first_block = row.first_block
+    if row.blocks is not None:
+        cache_NBKD, first_block = cache_NBKD.index_select(0, row.blocks), 0
+    _, block_size, kv_heads, head_dim = cache_NBKD.shape
+    # One call instead of flatten, slice and transpose: this runs per row and layer.
+    return cache_NBKD.as_strided(
+        (kv_heads, row.length, head_dim),
+        (head_dim, kv_heads * head_dim, 1),
+        first_block * block_size * kv_heads * head_dim,
     )
-    return out_1KGD.reshape(q_1QD.shape)
 
 
-def _attend_chunk(q_nQD: Tensor, k_LKD: Tensor, v_LKD: Tensor, mask_nL: Tensor | None) -> Tensor:
+def _attend_decode(q_1KGD: Tensor, k_KLD: Tensor, v_KLD: Tensor) -> Tensor:
+    """Attend from one token: the queries of a group are rows against their shared key head.
+
+    The newest token sees everything, so there is nothing to mask.
+    """
+    return functional.scaled_dot_product_attention(q_1KGD, k_KLD[None], v_KLD[None])
+
+
+def _attend_chunk(q_nKGD: Tensor, k_KLD: Tensor, v_KLD: Tensor, mask_nL: Tensor | None) -> Tensor:
     """Attend from a piece of a prompt; key heads are the batch, stretched without a copy."""
-    count, num_heads, head_dim = q_nQD.shape
-    length, kv_heads, _ = k_LKD.shape
-    q_KGnD = q_nQD.view(count, kv_heads, -1, head_dim).permute(1, 2, 0, 3)
-    shape = (kv_heads, num_heads // kv_heads, length, head_dim)
+    kv_heads, length, head_dim = k_KLD.shape
+    shape = (kv_heads, q_nKGD.shape[2], length, head_dim)
     out_KGnD = functional.scaled_dot_product_attention(
-        q_KGnD,
-        k_LKD.transpose(0, 1)[:, None].expand(shape),
-        v_LKD.transpose(0, 1)[:, None].expand(shape),
+        q_nKGD.permute(1, 2, 0, 3),
+        k_KLD[:, None].expand(shape),
+        v_KLD[:, None].expand(shape),
         attn_mask=mask_nL,
         is_causal=mask_nL is None,
     )
-    return out_KGnD.permute(2, 0, 1, 3).reshape(q_nQD.shape)
+    return out_KGnD.permute(2, 0, 1, 3)
 
 
 def _chunk_mask(count: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:

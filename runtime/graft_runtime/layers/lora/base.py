@@ -2,12 +2,14 @@
 
 Knows no file and no request; `adapters/slots.py` fills it, the step kernels beside this file read.
 
-Shape legend: P pages, G slices of a group, R = PAGE_RANK, I/O features in/out.
+Shape legend: P pages, G slices of a group, R = PAGE_RANK, C = P * G * R, I/O features in/out,
+o those of one slice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,6 +28,21 @@ class LoraSlab:
     group: LoraGroup
     a_PGRI: Tensor
     b_PRO: Tensor
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """Width of each slice of the output."""
+        return [part.out_features for part in self.group.slices]
+
+    @cached_property
+    def a_matrix(self) -> Tensor:
+        """All rows of A below one another, in place: ``[C, I]``."""
+        return self.a_PGRI.flatten(0, 2)
+
+    @cached_property
+    def b_slices(self) -> list[Tensor]:
+        """Transposed B of each slice, all pages below one another, in place: ``[P * R, o]``."""
+        return list(torch.split(self.b_PRO.flatten(0, 1), self.widths, dim=1))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ G slices of a group, R = PAGE_RANK, C = P * R, I/O features in/out, o features o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.lora.base import GroupKey, LoraPool, LoraSlab
+from graft_runtime.layers.lora.layout import PAGE_RANK
 
 MIN_OWN_ROWS = 16
 """From this many rows on an adapter is multiplied alone: shared products waste rows x pages."""
@@ -36,7 +37,7 @@ class LoraPart:
     """Which of the T rows."""
     pages: Rows
     """Which of the slab's pages: a slice is read in place, a tensor gathers."""
-    foreign_nP: Tensor | None
+    foreign_Pn: Tensor | None
     """True where a page is not the row's own; None when all pages are every row's."""
     touched: frozenset[GroupKey]
 
@@ -106,10 +107,10 @@ def _shared_part(pool: LoraPool, rows_of: dict[int, list[int]], device: torch.de
     pages = sorted(owner) if len(window) > MAX_WINDOW_WASTE * len(owner) else list(window)
     owner_of_row = sorted((row, slot) for slot, rows in rows_of.items() for row in rows)
     rows = [row for row, _ in owner_of_row]
-    slot_n1 = torch.tensor([slot for _, slot in owner_of_row], device=device)[:, None]
-    slot_P = torch.tensor([owner.get(page, 0) for page in pages], device=device)
+    slot_n = torch.tensor([slot for _, slot in owner_of_row], device=device)
+    slot_P1 = torch.tensor([owner.get(page, 0) for page in pages], device=device)[:, None]
     touched = frozenset[GroupKey]().union(*(pool.adapter(slot).touched for slot in rows_of))
-    return LoraPart(_index(rows, device), _index(pages, device), slot_n1 != slot_P, touched)
+    return LoraPart(_index(rows, device), _index(pages, device), slot_P1 != slot_n, touched)
 
 
 def _index(numbers: list[int], device: torch.device) -> Rows:
@@ -122,24 +123,34 @@ def _index(numbers: list[int], device: torch.device) -> Rows:
 
 def _add_part(slab: LoraSlab, part: LoraPart, x_TI: Tensor, out_TO: Tensor) -> None:
     x_nI = x_TI[part.rows]
-    a_PGRI, b_PRO = slab.a_PGRI[part.pages], slab.b_PRO[part.pages]
-    h_nPGR = (x_nI @ a_PGRI.flatten(0, 2).T).view(-1, *a_PGRI.shape[:3])
-    if part.foreign_nP is not None:
-        h_nPGR.masked_fill_(part.foreign_nP[:, :, None, None], 0.0)
-    b_CO = b_PRO.flatten(0, 1)
-    for h_nC, columns in _slices(slab, h_nPGR):
-        _accumulate(out_TO[:, columns], part.rows, h_nC, b_CO[:, columns])
+    h_PGRn = _shrink(slab, part.pages, x_nI)
+    if part.foreign_Pn is not None:
+        h_PGRn.masked_fill_(part.foreign_Pn[:, None, None], 0.0)
+    for index, out_To in enumerate(torch.split(out_TO, slab.widths, dim=1)):
+        # A transposed left factor would cost twice the time.
+        h_nC = h_PGRn[:, index].flatten(0, 1).T.contiguous()
+        b_Co = _pages_of_b(slab, index, part.pages)
+        if isinstance(part.rows, slice):
+            out_To[part.rows].addmm_(h_nC, b_Co)
+        else:
+            out_To.index_add_(0, part.rows, h_nC @ b_Co)
 
 
-def _slices(slab: LoraSlab, h_nPGR: Tensor) -> Iterator[tuple[Tensor, slice]]:
-    for index, (start, part) in enumerate(
-        zip(slab.group.slice_starts, slab.group.slices, strict=True)
-    ):
-        yield h_nPGR[:, :, index].flatten(1), slice(start, start + part.out_features)
-
-
-def _accumulate(out_To: Tensor, rows: Rows, h_nC: Tensor, b_Co: Tensor) -> None:
-    if isinstance(rows, slice):
-        out_To[rows].addmm_(h_nC, b_Co)
+def _shrink(slab: LoraSlab, pages: Rows, x_nI: Tensor) -> Tensor:
+    """Multiply rows with the pages of A."""
+    per_page = slab.a_PGRI.shape[1] * PAGE_RANK
+    if isinstance(pages, slice):
+        a_CI = slab.a_matrix[pages.start * per_page : pages.stop * per_page]
     else:
-        out_To.index_add_(0, rows, h_nC @ b_Co)
+        a_CI = slab.a_PGRI[pages].flatten(0, 2)
+    # The right factor is rearranged on every call, so the smaller one goes there.
+    is_wide = x_nI.shape[0] > a_CI.shape[0]
+    h_Cn = (x_nI @ a_CI.T).T if is_wide else a_CI @ x_nI.T
+    return h_Cn.view(-1, slab.a_PGRI.shape[1], PAGE_RANK, x_nI.shape[0])
+
+
+def _pages_of_b(slab: LoraSlab, index: int, pages: Rows) -> Tensor:
+    b_Co = slab.b_slices[index]
+    if isinstance(pages, slice):
+        return b_Co[pages.start * PAGE_RANK : pages.stop * PAGE_RANK]
+    return b_Co.view(-1, PAGE_RANK, b_Co.shape[1])[pages].flatten(0, 1)
