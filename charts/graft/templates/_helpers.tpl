@@ -61,42 +61,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   namespace: {{ .Release.Namespace }}
 {{- end -}}
 
-{{- /* What the operator may do where it serves: exactly what it does, see tests/charts. */ -}}
-{{- define "graft.rules" -}}
-- apiGroups: [serving.graft.dev]
-  resources: [inferenceservices, loraadapters]
-  verbs: [list, watch]
-- apiGroups: [serving.graft.dev]
-  resources: [inferenceservices/status, loraadapters/status]
-  verbs: [patch]
-# Only clusters that enforce it for owner references (OpenShift) ask for this one.
-- apiGroups: [serving.graft.dev]
-  resources: [inferenceservices/finalizers]
-  verbs: [update]
-# Children. Kubernetes itself removes them with their InferenceService.
-- apiGroups: [apps]
-  resources: [deployments]
-  verbs: [list, watch, create, patch]
-- apiGroups: [""]
-  resources: [services]
-  verbs: [list, watch, create, patch]
-# Old runtime configurations are deleted.
-- apiGroups: [""]
-  resources: [configmaps]
-  verbs: [list, watch, create, patch, delete]
-# Credentials that manifests name are read by name.
-- apiGroups: [""]
-  resources: [secrets]
-  verbs: [get, list, watch, create, patch]
-# An annotation on a pod has its kubelet refresh the mounted adapters at once.
-- apiGroups: [""]
-  resources: [pods]
-  verbs: [list, watch, patch]
-- apiGroups: [""]
-  resources: [events]
-  verbs: [create]
-{{- end -}}
-
 {{- /* Who owns a CRD, "" if it is not there. Arguments: the root, and the CRD's name. */ -}}
 {{- define "graft.crdOwner" -}}
 {{- $root := index . 0 -}}
