@@ -78,10 +78,12 @@ class LocalCluster:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._pods is not None:
-            await self._pods.stop(self.settings.stop_seconds)
-        self.save()
-        self.state.unlock()
+        try:
+            if self._pods is not None:
+                await self._pods.stop(self.settings.stop_seconds)
+        finally:
+            self.save()
+            self.state.unlock()
 
     def scan(self) -> None:
         """Look at the folder once and take in what changed."""

@@ -37,6 +37,7 @@ class PodHost:
         self._state_dir = state_dir
         self._short_dir: Path | None = None
         self._next_port = settings.first_port
+        self._ports: dict[str, Ports] = {}
         self._deployments: dict[ObjectKey, LocalDeployment] = {}
         store.subscribe(self.on_change)
 
@@ -78,25 +79,27 @@ class PodHost:
         root = folder / "root"
         if len(str(PodPaths(root).run_dir)) > SOCKET_FOLDER_MAX:
             root = self._short_root(folder.name)
+            (folder / "root").symlink_to(root)
             shutil.rmtree(root, ignore_errors=True)
         root.mkdir(mode=0o700)
         self.cache_dir.mkdir(exist_ok=True)
         cache = PodPaths(root).cache_dir
         cache.parent.mkdir(parents=True)
         cache.symlink_to(self.cache_dir)
-        ports = Ports(self._pick_port(), free_port())
-        return PodSpec(name, namespace, template, root, folder / "log", ports)
+        return PodSpec(name, namespace, template, root, folder / "log", self._ports_of(folder.name))
 
     def _short_root(self, name: str) -> Path:
         if self._short_dir is None:
             self._short_dir = Path(tempfile.mkdtemp(prefix="graft-"))
         return self._short_dir / hashlib.sha256(name.encode()).hexdigest()[:8]
 
-    def _pick_port(self) -> int:
-        if not self._next_port:
-            return free_port()
-        self._next_port += 1
-        return self._next_port - 1
+    def _ports_of(self, name: str) -> Ports:
+        """Return a pod's ports; its successor gets them again, so that addresses stay."""
+        if name not in self._ports:
+            http = self._next_port or free_port()
+            self._next_port += 1 if self._next_port else 0
+            self._ports[name] = Ports(http, free_port())
+        return self._ports[name]
 
 
 class LocalDeployment:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -26,6 +27,9 @@ from graft_operator.settings import LocalSettings
 from graft_protocol.naming import ENV_POD_NAME, ENV_POD_ROOT
 
 LOG_TAIL_BYTES = 8192
+KILL_SECONDS = 1.0
+"""How long a killed process may take to be gone."""
+log = logging.getLogger(__name__)
 STEADY_SECONDS = 60.0
 """A process that lived this long starts with a fresh pause when it dies."""
 
@@ -67,13 +71,20 @@ class LocalPod:
     def start(self) -> None:
         """Begin to supervise."""
         self._task = asyncio.create_task(self._supervise(), name=f"pod {self.spec.name}")
+        self._task.add_done_callback(self._on_end)
 
     async def stop(self, grace_seconds: float) -> None:
         """End the process, gently first, and wait until it is gone."""
         self._grace_seconds = grace_seconds
         self._stopping.set()
-        if self._task is not None:
-            await self._task
+        if self._task is None:
+            return
+        # Not awaited itself: a caller that is cancelled must not take the supervision along.
+        _, unfinished = await asyncio.wait({self._task}, timeout=grace_seconds + KILL_SECONDS)
+        if unfinished:
+            # An earlier stop with a longer grace period is under way.
+            self.kill()
+            await asyncio.wait(unfinished)
 
     def kill(self) -> None:
         """End the process without waiting for anything it still does."""
@@ -125,6 +136,11 @@ class LocalPod:
         if not self._stopping.is_set():
             said = last_words(spec.log)
             self._changed(trouble=f"the process ended with {process.returncode}: {said}")
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("pod %s is no longer supervised", self.spec.name, exc_info=task.exception())
+            self._changed(ready=False, trouble=f"no longer supervised: {task.exception()!r}")
 
     def _command(self) -> tuple[str, ...]:
         if self._settings.runtime_command:

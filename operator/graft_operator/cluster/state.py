@@ -68,7 +68,11 @@ class LocalState:
             self.folder.mkdir(exist_ok=True)
             (self.folder / ".gitignore").write_text("*\n")
             self._lock_file = (self.folder / "lock").open("ab")
-            _lock_patiently(self._lock_file)
+            try:
+                _lock_patiently(self._lock_file)
+            except BlockingIOError:
+                self.unlock()
+                raise
         except BlockingIOError as error:
             raise LocalModeError(f"graft is already up in {self.manifests}") from error
         except OSError as error:

@@ -51,6 +51,7 @@ class ObjectStore:
         restored = copy.deepcopy(manifest)
         restored["metadata"]["resourceVersion"] = str(self._version)
         self._objects[key_of(manifest)] = restored
+        self._tell(Change("ADDED", restored))
 
     def apply(self, manifest: Manifest) -> Manifest:
         """Create the object or replace its content; status and identity stay."""
