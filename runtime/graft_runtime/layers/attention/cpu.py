@@ -57,7 +57,7 @@ class CpuAttention:
     def _row(self, start: int, end: int, length: int, table: list[int]) -> _Row:
         keys = self._kv.keys_NBKD[0]
         used = table[: -(-length // self._kv.block_size)]
-        is_run = all(block == used[0] + index for index, block in enumerate(used))
+        is_run = used == list(range(used[0], used[0] + len(used)))
         blocks = None if is_run else torch.tensor(used, dtype=torch.int64, device=keys.device)
         count = end - start
         needs_mask = 1 < count < length
