@@ -89,3 +89,19 @@ lock: setup  ## resolve requirements/*.txt again (UPGRADE=1 takes newer versions
 clean:  ## remove caches and builds (.venv stays; remove it by hand)
 	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find operator runtime tests examples bench charts e2e -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+CLUSTER := $(BIN)/python -m e2e.cluster
+
+cluster: setup  ## bring up a Kubernetes for tests: KUBECONFIG's, kind's, or one built here
+	@$(CLUSTER) up
+
+cluster-down: setup  ## take it down and leave nothing behind (PURGE=1 forgets its images, too)
+	@$(CLUSTER) down $(if $(PURGE),--purge)
+
+cluster-env:  ## print what a shell needs to use it: eval "$$(make -s cluster-env)"
+	@$(CLUSTER) env
+
+images: setup  ## build both images, with docker, podman or the cluster's BuildKit
+	@$(CLUSTER) images
+
+.PHONY: cluster cluster-down cluster-env images

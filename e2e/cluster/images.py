@@ -98,18 +98,19 @@ class Images:
             image = OneLayer(BASE_IMAGE, layer, environment=(search, "LANG=C.UTF-8"))
             self._import(image, Path(scratch))
 
-    def build(self, image: str, dockerfile: str) -> None:
+    def build(self, image: str, dockerfile: str, arguments: Mapping[str, str]) -> None:
         """Build one of Graft's images from the working tree, showing BuildKit's own progress."""
         self.ensure_base()
         command = [
             *("buildctl", "build", "--frontend", "dockerfile.v0"),
             *("--local", f"context={REPOSITORY}", "--local", f"dockerfile={REPOSITORY}"),
-            *("--opt", f"filename={dockerfile}", "--opt", f"build-arg:BASE_IMAGE={BASE_IMAGE}"),
-            *("--opt", "image-resolve-mode=local"),
+            *("--opt", f"filename={dockerfile}", "--opt", "image-resolve-mode=local"),
             # Compression would cost more than it saves: the image never leaves this machine.
             "--output",
             f"type=image,name={image},unpack=true,store=true,compression=uncompressed",
         ]
+        for name, value in {"BASE_IMAGE": BASE_IMAGE, **arguments}.items():
+            command += ["--opt", f"build-arg:{name}={value}"]
         subprocess.run(command, env=self._lab.environment, check=True)
 
     def _import_files(self, image: str, files: Mapping[str, Path], entrypoint: str) -> None:

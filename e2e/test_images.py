@@ -1,0 +1,101 @@
+"""Both images run where little is allowed: PodSecurity `restricted` and a read-only root."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from e2e.cluster.clusters import Cluster
+from e2e.cluster.errors import LabError
+from e2e.cluster.tools import Kubectl
+from e2e.pods import USER_ID, restricted_pod, run_to_end
+
+LOOK_AROUND = """
+import os, pathlib, shutil, sys
+try:
+    pathlib.Path("/opt/graft/written").touch()
+    root = "writable"
+except OSError:
+    root = "read-only"
+caches = [str(path) for place in ("/root", "/tmp", "/var/cache/apt", "/var/lib/apt/lists")
+          if os.access(place, os.R_OK) for path in pathlib.Path(place).rglob("*") if path.is_file()]
+print(os.getuid(), root, [name for name in ("cc", "gcc", "clang") if shutil.which(name)], caches)
+"""
+USE_THE_LIBRARIES = """
+import pathlib, torch
+x = torch.randn(64, 64) @ torch.randn(64, 64)
+loaded = pathlib.Path("/proc/self/maps").read_text()
+print([name for name in ("libtcmalloc", "libomp", "libgomp") if name in loaded])
+"""
+
+
+def test_the_operators_image_runs_restricted(images: Cluster, kubectl: Kubectl) -> None:
+    pod = restricted_pod("operator", images.operator_image, args=["--version"])
+
+    outcome = run_to_end(kubectl, pod)
+
+    assert outcome.exit_code == 0
+    assert outcome.log.startswith("graft, version ")
+
+
+def test_the_operators_image_holds_what_the_operator_imports(
+    images: Cluster, kubectl: Kubectl
+) -> None:
+    command = [
+        "python",
+        "-c",
+        "import graft_operator.cli.operator, graft_operator.handlers.operator",
+    ]
+    pod = restricted_pod("operator", images.operator_image, command=command)
+
+    outcome = run_to_end(kubectl, pod)
+
+    assert outcome.log == ""
+    assert outcome.exit_code == 0
+
+
+def test_the_runtimes_image_runs_restricted(images: Cluster, kubectl: Kubectl) -> None:
+    pod = restricted_pod("runtime", images.runtime_image)
+
+    outcome = run_to_end(kubectl, pod)
+
+    # Its default is to serve, and there is nothing to serve yet: it says so in a line.
+    assert "cannot read /etc/graft/runtime/runtime.yaml" in outcome.log
+    assert outcome.exit_code == 1
+
+
+@pytest.mark.parametrize("which", ["operator", "runtime"])
+def test_an_image_is_not_root_and_holds_no_compiler_and_no_cache(
+    which: str, images: Cluster, kubectl: Kubectl
+) -> None:
+    image = images.operator_image if which == "operator" else images.runtime_image
+    pod = restricted_pod(which, image, command=["python", "-c", LOOK_AROUND])
+    # The image names its user itself: `restricted` must find one that is not root without help.
+    del pod["spec"]["securityContext"]["runAsUser"]
+
+    outcome = run_to_end(kubectl, pod)
+
+    assert outcome.log == f"{USER_ID} read-only [] []\n"
+
+
+def test_the_runtimes_image_brings_its_allocator_and_openmp(
+    images: Cluster, kubectl: Kubectl
+) -> None:
+    pod = restricted_pod(
+        "runtime", images.runtime_image, command=["python", "-c", USE_THE_LIBRARIES]
+    )
+
+    outcome = run_to_end(kubectl, pod)
+
+    assert outcome.log == "['libtcmalloc', 'libomp']\n"
+
+
+def test_the_namespaces_of_stories_refuse_what_restricted_refuses(
+    images: Cluster, kubectl: Kubectl
+) -> None:
+    pod = restricted_pod("root", images.operator_image)
+    pod["spec"]["securityContext"]["runAsUser"] = 0
+
+    with pytest.raises(LabError, match="violates PodSecurity"):
+        kubectl.apply(json.dumps(pod))
