@@ -15,6 +15,12 @@ from graft_operator import __version__
 from graft_operator.errors import GraftError
 
 FOLDER = click.Path(path_type=Path)
+RUNTIME = click.option(
+    "--runtime",
+    envvar="GRAFT_RUNTIME",
+    metavar="COMMAND",
+    help="Run this as pods instead of the installed runtime.",
+)
 
 
 class _Group(click.Group):
@@ -41,15 +47,16 @@ def main() -> None:
     type=click.FloatRange(min=0.1),
     help="End with exit code 1 unless everything is Ready after this many seconds.",
 )
+@RUNTIME
 @click.option("--verbose", "-v", is_flag=True, help="Show the control loop's log.")
-def up(folder: Path, port: int, timeout: float | None, verbose: bool) -> None:
+def up(folder: Path, port: int, timeout: float | None, runtime: str | None, verbose: bool) -> None:
     """Serve the manifests in FOLDER with processes on this machine until Ctrl-C.
 
     Edit, add or remove manifests while it runs; changes take effect at once.
     """
     from graft_operator.cli.up import UpOptions, run_up
 
-    sys.exit(run_up(UpOptions(folder, port, timeout, verbose)))
+    sys.exit(run_up(UpOptions(folder, port, timeout, runtime, verbose)))
 
 
 @main.command()
@@ -59,6 +66,7 @@ def up(folder: Path, port: int, timeout: float | None, verbose: bool) -> None:
 @click.option("--port", default=8000, show_default=True, help="Port on 127.0.0.1; 0 picks one.")
 @click.option("--endpoint", help="Object store of s3:// URIs; keys come from AWS_* variables.")
 @click.option("--timeout", type=click.FloatRange(min=0.1), help="As for `graft up`.")
+@RUNTIME
 @click.option("--verbose", "-v", is_flag=True, help="Show the control loop's log.")
 def serve(
     model: str,
@@ -67,13 +75,15 @@ def serve(
     port: int,
     endpoint: str | None,
     timeout: float | None,
+    runtime: str | None,
     verbose: bool,
 ) -> None:
     """Serve MODEL (a folder or URI) without manifests, for a quick look."""
     from graft_operator.cli.serve import ServeOptions, run_serve
+    from graft_operator.cli.up import UpOptions
 
-    options = ServeOptions(model, adapters, name, port, endpoint, timeout, verbose)
-    sys.exit(run_serve(options))
+    options = ServeOptions(model, adapters, name, endpoint)
+    sys.exit(run_serve(options, UpOptions(Path(), port, timeout, runtime, verbose)))
 
 
 @main.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import yaml
 
 from graft_operator.cli.up import UpOptions, run_up
 from graft_operator.constants import API_VERSION, KIND_ADAPTER, KIND_SERVICE
-from graft_operator.settings import LocalSettings
 
 SECRET = "object-store"  # noqa: S105 - a name
 _AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
@@ -27,14 +26,11 @@ class ServeOptions:
     model: str
     adapters: tuple[str, ...] = ()
     name: str | None = None
-    port: int = 8000
     endpoint: str | None = None
-    timeout_seconds: float | None = None
-    verbose: bool = False
 
 
-def run_serve(options: ServeOptions, local: LocalSettings | None = None) -> int:
-    """Serve until Ctrl-C; return the exit code.
+def run_serve(options: ServeOptions, up: UpOptions) -> int:
+    """Serve until Ctrl-C, run as `up` says but for its folder; return the exit code.
 
     Raises:
         LocalModeError: It cannot be served.
@@ -43,8 +39,7 @@ def run_serve(options: ServeOptions, local: LocalSettings | None = None) -> int:
     documents = manifests(options)
     with tempfile.TemporaryDirectory(prefix="graft-serve-") as folder:
         (Path(folder) / "serve.yaml").write_text(yaml.safe_dump_all(documents, sort_keys=False))
-        up = UpOptions(Path(folder), options.port, options.timeout_seconds, options.verbose)
-        return run_up(up, local)
+        return run_up(replace(up, folder=Path(folder)))
 
 
 def manifests(options: ServeOptions) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shlex
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,12 @@ class UpOptions:
     folder: Path
     port: int = 0
     timeout_seconds: float | None = None
+    runtime: str | None = None
+    """Command that pods run instead of the installed runtime."""
     verbose: bool = False
 
 
-def run_up(options: UpOptions, local: LocalSettings | None = None) -> int:
+def run_up(options: UpOptions) -> int:
     """Run until Ctrl-C or SIGTERM; return the exit code.
 
     Raises:
@@ -41,7 +44,11 @@ def run_up(options: UpOptions, local: LocalSettings | None = None) -> int:
     level = logging.DEBUG if options.verbose else logging.ERROR
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("graft_operator").setLevel(level)
-    settings = local or LocalSettings(options.folder, first_port=options.port)
+    settings = LocalSettings(
+        options.folder,
+        first_port=options.port,
+        runtime_command=tuple(shlex.split(options.runtime or "")),
+    )
     return asyncio.run(_run(settings, options.timeout_seconds))
 
 
