@@ -93,8 +93,8 @@ def _show(controller: Controller, metrics: OperatorMetrics) -> None:
     )
 
 
-async def run_operator(settings: OperatorSettings) -> None:
-    """Run until SIGTERM or SIGINT.
+async def run_operator(settings: OperatorSettings, stop: asyncio.Event | None = None) -> None:
+    """Run until SIGTERM, SIGINT or `stop`.
 
     Raises:
         DeadWatchError: A watch died; the process has to be replaced.
@@ -112,7 +112,7 @@ async def run_operator(settings: OperatorSettings) -> None:
     )
     async with operator.cluster, health:
         log.info("probes and metrics on port %d", health.port)
-        await _until_stopped(operator)
+        await _until_stopped(operator, stop or asyncio.Event())
 
 
 def _live_checks(operator: Operator) -> dict[str, Callable[[], str]]:
@@ -129,9 +129,8 @@ def _live_checks(operator: Operator) -> dict[str, Callable[[], str]]:
     return {"queue": queue, "audit": audit}
 
 
-async def _until_stopped(operator: Operator) -> None:
+async def _until_stopped(operator: Operator, stop: asyncio.Event) -> None:
     """Run kopf as the outer life: it owns the signals; our work begins and ends within it."""
-    stop = asyncio.Event()
     registry = create_registry(operator.audit.watched, operator.access.connection)
     control: list[asyncio.Task[None]] = []
 
@@ -167,6 +166,10 @@ async def _until_stopped(operator: Operator) -> None:
 async def _control(operator: Operator, stop: asyncio.Event) -> None:
     try:
         await operator.audit.prime()
+        # A pod that has not been asked yet is not to be taken for one that is silent.
+        await operator.controller.poller.first_round(
+            operator.settings.control.report_timeout_seconds
+        )
         operator.is_primed = True
         log.info("everything is listed; reconciling")
         async with operator.controller:

@@ -48,6 +48,7 @@ class _Followed:
     task: asyncio.Task[None] | None = None
     report: Report | None = None
     kick: asyncio.Event = field(default_factory=asyncio.Event)
+    was_asked: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class PodPoller:
@@ -98,6 +99,13 @@ class PodPoller:
         followed = self._followed.get(pod)
         return followed.report.status if followed and followed.report else None
 
+    async def first_round(self, seconds: float) -> None:
+        """Wait until every pod has been asked once, but not longer than this."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for followed in tuple(self._followed.values()):
+                    await followed.was_asked.wait()
+
     async def stop(self) -> None:
         """Stop asking anyone."""
         tasks = [followed.task for followed in self._followed.values() if followed.task]
@@ -129,6 +137,7 @@ class PodPoller:
         before = followed.report.status if followed.report else None
         now = report.status if report else None
         followed.report = report
+        followed.was_asked.set()
         if now != before:
             self._on_change(ReportChange(pod, before, now))
 
