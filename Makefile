@@ -21,7 +21,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --univ
 .PHONY: help check setup demo test test-slow test-gpu lint fmt type imports generate verify lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check: lint type imports test  ## everything a change must pass (the default)
 
@@ -90,18 +90,19 @@ clean:  ## remove caches and builds (.venv stays; remove it by hand)
 	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find operator runtime tests examples bench charts e2e -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-CLUSTER := $(BIN)/python -m e2e.cluster
+# Needs nothing but the standard library, so no environment.
+CLUSTER := $(PYTHON) -m e2e.cluster
 
-cluster: setup  ## bring up a Kubernetes for tests: KUBECONFIG's, kind's, or one built here
+cluster:  ## bring up a Kubernetes for tests: KUBECONFIG's, kind's, or one built here
 	@$(CLUSTER) up
 
-cluster-down: setup  ## take it down and leave nothing behind (PURGE=1 forgets its images, too)
+cluster-down:  ## take it down and leave nothing behind (PURGE=1 forgets its images, too)
 	@$(CLUSTER) down $(if $(PURGE),--purge)
 
 cluster-env:  ## print what a shell needs to use it: eval "$$(make -s cluster-env)"
 	@$(CLUSTER) env
 
-images: setup  ## build both images, with docker, podman or the cluster's BuildKit
+images:  ## build both images, with docker, podman or the cluster's BuildKit
 	@$(CLUSTER) images
 
 .PHONY: cluster cluster-down cluster-env images
