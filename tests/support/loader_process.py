@@ -10,6 +10,8 @@ from typing import Any
 
 import zmq.asyncio
 
+from graft_protocol.credentials import Credential
+from graft_runtime.adapters.loader import Loader
 from graft_runtime.ipc.channel import AsyncChannel
 from graft_runtime.ipc.messages import (
     AdapterPrepared,
@@ -25,6 +27,8 @@ from graft_runtime.ipc.messages import (
     ToLoader,
 )
 from graft_runtime.settings import LoaderChildSettings
+from tests.support.s3 import S3
+from tests.support.spoiled_adapters import CONFIG, WEIGHTS
 
 _PATIENCE_SECONDS = 20
 _RUN = """
@@ -85,21 +89,15 @@ class LoaderProcess:
 
     async def stop(self) -> int:
         """Ask it to leave; return its exit status."""
-        if self.process.returncode is not None:
-            return self.process.returncode
-        self.channel.post(Shutdown())
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            _, log = await self.process.communicate()
-        self.log = log.decode()
-        assert self.process.returncode is not None
-        return self.process.returncode
+        if self.process.returncode is None:
+            self.channel.post(Shutdown())
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                _, log = await self.process.communicate()
+            self.log = log.decode()
+        return await self.process.wait()
 
 
-@asynccontextmanager
-async def run_loader_process(
-    folder: Path, *, environment: dict[str, str] | None = None, **settings: Any
-) -> AsyncIterator[LoaderProcess]:
-    """Run a loader for the length of a with statement; its cache and keys lie in `folder`."""
+def _told(folder: Path, settings: dict[str, Any]) -> LoaderChildSettings:
     defaults: dict[str, Any] = {
         "socket": folder / "s",
         "cache_dir": folder / "cache",
@@ -111,7 +109,39 @@ async def run_loader_process(
         "load_concurrency": 2,
         "allowed_endpoints": (),
     }
-    told = LoaderChildSettings(**(defaults | settings))
+    return LoaderChildSettings(**(defaults | settings))
+
+
+@asynccontextmanager
+async def run_loader_here(
+    folder: Path, **settings: Any
+) -> AsyncIterator[AsyncChannel[FromLoader, ToLoader]]:
+    """Run a loader as a task of this process, for tests that change its constants."""
+    told = _told(folder, settings)
+    context = zmq.asyncio.Context()
+    here: AsyncChannel[FromLoader, ToLoader] = AsyncChannel(context, told.socket, FromLoader)
+    there: AsyncChannel[ToLoader, FromLoader] = AsyncChannel(
+        context, told.socket, ToLoader, connect=True
+    )
+    running = asyncio.create_task(Loader(told, there).run())
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            yield here
+            here.post(Shutdown())
+            await running
+    finally:
+        running.cancel()
+        here.close()
+        there.close()
+        context.term()
+
+
+@asynccontextmanager
+async def run_loader_process(
+    folder: Path, *, environment: dict[str, str] | None = None, **settings: Any
+) -> AsyncIterator[LoaderProcess]:
+    """Run a loader for the length of a with statement; its cache and keys lie in `folder`."""
+    told = _told(folder, settings)
     settings_file = folder / "settings.json"
     settings_file.write_text(told.to_json())
     context = zmq.asyncio.Context()
@@ -136,3 +166,29 @@ async def run_loader_process(
             await process.communicate()
         channel.close()
         context.term()
+
+
+def upload(s3: S3, bucket: str, adapter: Path) -> str:
+    """Put an adapter into a bucket, with a file that is not part of it, and return its URI."""
+    files = {name: (adapter / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    s3.put(bucket, {f"t/a1/{name}": body for name, body in (files | {"x.py": b"1/0"}).items()})
+    return f"s3://{bucket}/t/a1"
+
+
+def prepared(answer: Answer) -> AdapterPrepared:
+    """Expect success."""
+    assert isinstance(answer, AdapterPrepared), answer
+    return answer
+
+
+def refusal(answer: Answer) -> tuple[str, str]:
+    """Expect a refusal; return its reason and message."""
+    assert isinstance(answer, AdapterRefused), answer
+    return answer.reason, answer.message
+
+
+def write_key(folder: Path, key: str, credential: Credential) -> None:
+    """Project a credential."""
+    path = folder / "credentials" / f"{key}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(credential.to_json())

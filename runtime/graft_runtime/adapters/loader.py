@@ -46,6 +46,8 @@ from graft_runtime.sources.selection import adapter_files, model_files
 _log = logging.getLogger(__name__)
 
 NICENESS = 10
+FETCH_TIMEOUT_SECONDS = 600.0
+"""For one adapter: a source that is just quick enough to be no stall must not keep its turn."""
 _PROGRESS_SECONDS = 0.2
 
 
@@ -197,12 +199,15 @@ class Loader:
 
     async def _fetch_adapter(self, wish: PrepareAdapter) -> CacheEntry:
         limit = self._settings.max_adapter_bytes
+        wanted = Wanted(Kind.ADAPTER, adapter_files, limit, wish.digest)
+        progress = _ProgressReporter(self._channel, wish.revision)
         async with self._loads:
-            return await self._fetch(
-                wish,
-                Wanted(Kind.ADAPTER, adapter_files, limit, wish.digest),
-                _ProgressReporter(self._channel, wish.revision),
-            )
+            try:
+                async with asyncio.timeout(FETCH_TIMEOUT_SECONDS):
+                    return await self._fetch(wish, wanted, progress)
+            except TimeoutError as error:
+                message = f"{wish.uri} was not read within {FETCH_TIMEOUT_SECONDS:g} s"
+                raise ReasonedError(Reason.LOAD_TIMEOUT, message) from error
 
     async def _convert(
         self, wish: PrepareAdapter, entry: CacheEntry

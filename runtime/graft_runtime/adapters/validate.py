@@ -23,6 +23,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+_BASE_COPIES = ("lm_head.base_layer.weight", "lm_head.weight", "embed_tokens.weight")
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 
 
@@ -139,7 +140,10 @@ def _not_a_factor(name: str) -> ReasonedError:
     if "lora_embedding_" in name:
         message = f"tensor {shown(name)} adapts an embedding, which is not supported"
         return ReasonedError(Reason.UNSUPPORTED_TARGET, message)
-    return ReasonedError(Reason.UNUSED_TENSORS, f"tensor {shown(name)} would not be used")
+    message = f"tensor {shown(name)} would not be used"
+    if name.endswith(_BASE_COPIES):
+        message += ": peft adds copies of base weights unless save_embedding_layers=False"
+    return ReasonedError(Reason.UNUSED_TENSORS, message)
 
 
 def _no_such_module(name: str, module: str, arch: DecoderArch) -> ReasonedError:

@@ -1,11 +1,14 @@
 """A tiny base model and one peft adapter for it, made once; tests spoil copies."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from graft_runtime.models.arch import DecoderArch, load_arch
 from tests.support.peft_adapters import make_adapter
+from tests.support.s3 import S3, serve_s3
 from tests.support.tiny_models import make_llama
 
 
@@ -30,3 +33,17 @@ def peft_adapter(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         rank=4,
         target_modules=["q_proj", "down_proj"],
     )
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """Start an S3 endpoint; tests use buckets of their own."""
+    with serve_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Make a folder for a loader: pytest's own are too deep for a unix socket."""
+    with tempfile.TemporaryDirectory(prefix="graft-") as name:
+        yield Path(name)

@@ -1,8 +1,7 @@
-import asyncio
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,31 +19,24 @@ from graft_runtime.ipc.messages import (
     ModelRefused,
     PrepareAdapter,
     PrepareModel,
-    ReleaseAdapter,
 )
 from graft_runtime.layers.lora.layout import SlotHeader, layout_hash
 from graft_runtime.models.arch import DecoderArch
-from tests.support.fault_proxy import Fault, spoil
-from tests.support.loader_process import Answer, LoaderProcess, run_loader_process
-from tests.support.s3 import S3, serve_s3
+from tests.support.fault_proxy import spoil
+from tests.support.loader_process import (
+    LoaderProcess,
+    prepared,
+    refusal,
+    run_loader_process,
+    upload,
+    write_key,
+)
+from tests.support.s3 import S3
 from tests.support.spoiled_adapters import CONFIG, WEIGHTS, with_config, with_weights
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 REVISION = "team-a/shout@0123456789ab"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with serve_s3() as server:
-        yield server
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # pytest's own folders are too deep for a unix socket.
-    with tempfile.TemporaryDirectory(prefix="graft-") as name:
-        yield Path(name)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -56,30 +48,6 @@ async def loader(base_model: Path, s3: S3) -> AsyncIterator[LoaderProcess]:
         async with run_loader_process(folder, allowed_endpoints=(s3.endpoint,)) as running:
             assert isinstance(await running.prepare_model(base_model.as_uri()), ModelPrepared)
             yield running
-
-
-def write_key(folder: Path, key: str, credential: Credential) -> None:
-    """Project a credential."""
-    path = folder / "credentials" / f"{key}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(credential.to_json())
-
-
-def upload(s3: S3, bucket: str, adapter: Path) -> str:
-    """Put an adapter into a bucket, with a file that is not part of it, and return its URI."""
-    files = {name: (adapter / name).read_bytes() for name in (CONFIG, WEIGHTS)}
-    s3.put(bucket, {f"t/a1/{name}": body for name, body in (files | {"x.py": b"1/0"}).items()})
-    return f"s3://{bucket}/t/a1"
-
-
-def prepared(answer: Answer) -> AdapterPrepared:
-    assert isinstance(answer, AdapterPrepared), answer
-    return answer
-
-
-def refusal(answer: Answer) -> tuple[str, str]:
-    assert isinstance(answer, AdapterRefused), answer
-    return answer.reason, answer.message
 
 
 async def test_an_adapter_comes_from_a_bucket_to_a_slot_file(
@@ -130,29 +98,6 @@ async def test_a_restarted_loader_finds_what_it_had(
         answer = await loader.prepare(REVISION, "file:///nowhere", digest=first.digest)
         assert answer == first
         assert loader.progress == []
-
-
-async def test_a_killed_loader_leaves_a_cache_that_the_next_one_can_use(
-    folder: Path, base_model: Path, s3: S3, peft_adapter: Path
-) -> None:
-    uri = upload(s3, "killed", peft_adapter)
-    with spoil(s3.endpoint) as proxy:
-        proxy.plan = lambda path: Fault(stall_after_bytes=10) if path.endswith(WEIGHTS) else None
-        credential = s3.credential.model_copy(update={"endpoint": proxy.endpoint})
-        write_key(folder, "k", credential)
-        async with run_loader_process(folder, allowed_endpoints=(proxy.endpoint,)) as loader:
-            loader.channel.post(PrepareAdapter(REVISION, uri, credential="k"))
-            async with asyncio.timeout(10):
-                while not proxy.gets_of(WEIGHTS):
-                    await asyncio.sleep(0.01)
-            loader.process.kill()
-            await loader.process.wait()
-            assert list((folder / "cache" / "tmp").iterdir())
-    (folder / "s").unlink(missing_ok=True)
-    async with run_loader_process(folder) as loader:
-        assert list((folder / "cache" / "tmp").iterdir()) == []
-        await loader.prepare_model(base_model.as_uri())
-        prepared(await loader.prepare(REVISION, peft_adapter.as_uri()))
 
 
 async def test_every_failure_has_its_reason_and_concerns_no_other(
@@ -267,104 +212,6 @@ async def test_auto_takes_the_checkpoints_own_dtype(
         answer = prepared(await loader.prepare(REVISION, peft_adapter.as_uri()))
     with safe_open(answer.path, "pt") as file:
         assert file.metadata()["dtype"] == "bfloat16"
-
-
-async def test_a_slow_source_does_not_hold_up_another(
-    folder: Path, base_model: Path, s3: S3, peft_adapter: Path
-) -> None:
-    uri = upload(s3, "slow", peft_adapter)
-    with spoil(s3.endpoint) as proxy:
-        proxy.plan = lambda path: Fault(stall_after_bytes=10) if path.endswith(WEIGHTS) else None
-        credential = s3.credential.model_copy(update={"endpoint": proxy.endpoint})
-        write_key(folder, "k", credential)
-        async with run_loader_process(folder, allowed_endpoints=(proxy.endpoint,)) as loader:
-            await loader.prepare_model(base_model.as_uri())
-            loader.channel.post(PrepareAdapter("team-a/slow@0", uri, credential="k"))
-            async with asyncio.timeout(10):
-                while not proxy.gets_of(WEIGHTS):
-                    await asyncio.sleep(0.01)
-            prepared(await loader.prepare(REVISION, peft_adapter.as_uri()))
-            # Released in the middle of its download, it leaves nothing and says nothing.
-            loader.channel.post(ReleaseAdapter("team-a/slow@0"))
-            prepared(await loader.prepare("team-a/other@0", peft_adapter.as_uri()))
-            async with asyncio.timeout(10):
-                while list((folder / "cache" / "tmp").iterdir()):
-                    await asyncio.sleep(0.01)
-
-
-async def test_a_released_adapter_makes_room_and_a_wanted_one_does_not(
-    folder: Path, base_model: Path, peft_adapter: Path, tmp_path: Path
-) -> None:
-    versions = [
-        with_config(peft_adapter, tmp_path / f"v{number}", lora_alpha=10 + number)
-        for number in range(3)
-    ]
-    async with run_loader_process(folder) as loader:
-        await loader.prepare_model(base_model.as_uri())
-        await loader.prepare("v0", versions[0].as_uri())
-        used = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
-    adapter_bytes = sum((peft_adapter / name).stat().st_size for name in (CONFIG, WEIGHTS))
-    (folder / "s").unlink(missing_ok=True)
-    limit = used + 2 * adapter_bytes  # one adapter with its slot file, and not a second
-    async with run_loader_process(folder, cache_max_bytes=limit) as loader:
-        await loader.prepare_model(base_model.as_uri())
-        first = prepared(await loader.prepare("v0", versions[0].as_uri()))
-        assert refusal(await loader.prepare("v1", versions[1].as_uri()))[0] == Reason.CACHE_FULL
-        loader.channel.post(ReleaseAdapter("v0"))
-        prepared(await loader.prepare("v1", versions[1].as_uri()))
-        assert not Path(first.path).exists()
-
-
-async def test_a_herd_of_revisions_with_one_content_downloads_it_once(
-    folder: Path, base_model: Path, s3: S3, peft_adapter: Path
-) -> None:
-    uri = upload(s3, "herd", peft_adapter)
-    with spoil(s3.endpoint) as proxy:
-        credential = s3.credential.model_copy(update={"endpoint": proxy.endpoint})
-        write_key(folder, "k", credential)
-        async with run_loader_process(
-            folder, allowed_endpoints=(proxy.endpoint,), load_concurrency=8
-        ) as loader:
-            await loader.prepare_model(base_model.as_uri())
-            digest = prepared(await loader.prepare("first", peft_adapter.as_uri())).digest
-            loader.channel.post(ReleaseAdapter("first"))
-            for path in (folder / "cache" / "adapters").iterdir():
-                path.rename(folder / "gone")
-            revisions = [f"team-{number}/x@0" for number in range(8)]
-            for revision in revisions:
-                loader.channel.post(PrepareAdapter(revision, uri, digest=digest, credential="k"))
-            answers = [prepared(await loader.answer(revision)) for revision in revisions]
-        assert len({answer.path for answer in answers}) == 1
-        assert proxy.gets_of(WEIGHTS) == 1
-
-
-async def test_an_unexpected_fault_is_answered_and_survived(
-    folder: Path, base_model: Path, peft_adapter: Path
-) -> None:
-    digest = "sha256:" + "2" * 64
-    async with run_loader_process(folder) as loader:
-        await loader.prepare_model(base_model.as_uri())
-        # A folder where the lock file should be: no code of ours expects that.
-        (folder / "cache" / "locks" / f"adapters-{'2' * 64}").mkdir()
-        answer = await loader.prepare("team-a/x@0", peft_adapter.as_uri(), digest=digest)
-        assert refusal(answer) == (Reason.INTERNAL_ERROR, "unexpected IsADirectoryError")
-        prepared(await loader.prepare(REVISION, peft_adapter.as_uri()))
-        assert await loader.stop() == 0
-    assert "Traceback" in loader.log
-
-
-async def test_keys_never_reach_log_or_answers(folder: Path, base_model: Path, s3: S3) -> None:
-    with spoil(s3.endpoint) as proxy:
-        proxy.plan = lambda path: Fault(status=403, code="AccessDenied")
-        credential = s3.credential.model_copy(
-            update={"endpoint": proxy.endpoint, "secret_access_key": "hunter2hunter2"}
-        )
-        write_key(folder, "k", credential)
-        async with run_loader_process(folder, allowed_endpoints=(proxy.endpoint,)) as loader:
-            answer = await loader.prepare(REVISION, "s3://x-bucket/a", credential="k")
-            assert refusal(answer)[0] == Reason.SOURCE_FORBIDDEN
-            await loader.stop()
-    assert "hunter2" not in loader.log + str(answer)
 
 
 async def test_the_loader_is_nice_and_brings_no_torch(loader: LoaderProcess) -> None:

@@ -229,6 +229,14 @@ def test_a_pattern_of_targets_is_ignored_for_the_tensors(
     assert validate(folder, arch).target_modules == ("down_proj", "q_proj")
 
 
+def test_a_copy_of_base_weights_is_explained(
+    peft_adapter: Path, arch: DecoderArch, tmp_path: Path
+) -> None:
+    change = add("base_model.model.lm_head.base_layer.weight", 160, 64)
+    folder = with_weights(peft_adapter, tmp_path / "x", change)  # type: ignore[arg-type] # a change
+    assert "save_embedding_layers=False" in refusal(folder, arch).message
+
+
 def test_a_message_shows_hostile_names_safely(
     peft_adapter: Path, arch: DecoderArch, tmp_path: Path
 ) -> None:

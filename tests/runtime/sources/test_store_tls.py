@@ -1,0 +1,141 @@
+import datetime as dt
+import ipaddress
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from graft_protocol.credentials import Credential
+from graft_protocol.reasons import Reason
+from graft_runtime.errors import ReasonedError
+from graft_runtime.sources.base import Source
+from graft_runtime.sources.endpoints import SourcePolicy
+from graft_runtime.sources.factory import open_source
+
+LISTING = b"""<?xml version="1.0"?>
+<ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated><Contents><Key>a/x</Key>
+<LastModified>2026-01-01T00:00:00Z</LastModified><ETag>"1"</ETag><Size>1</Size></Contents>
+</ListBucketResult>"""
+
+
+@dataclass
+class Store:
+    """A server that answers every request with one listing, or sends it elsewhere."""
+
+    url: str = ""
+    location: str | None = None
+    hits: list[str] = field(default_factory=list)
+
+
+def serve(certificate: Path | None) -> Iterator[Store]:
+    store = Store()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            store.hits.append(self.path)
+            self.send_response(200 if store.location is None else 307)
+            if store.location is not None:
+                self.send_header("Location", store.location)
+            self.send_header("Content-Length", str(len(LISTING)))
+            self.end_headers()
+            self.wfile.write(LISTING)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    store.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield store
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a private authority")])
+    now = dt.datetime.now(dt.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture
+def tls_store(certificate: Path) -> Iterator[Store]:
+    yield from serve(certificate)
+
+
+@pytest.fixture
+def plain_store() -> Iterator[Store]:
+    yield from serve(None)
+
+
+def source_at(store: Store, ca_bundle: str | None) -> Source:
+    credential = Credential(
+        access_key_id="a", secret_access_key="b", endpoint=store.url, ca_bundle=ca_bundle
+    )
+    policy = SourcePolicy(allowed_endpoints=(store.url,), max_retries=0)
+    return open_source("s3://bucket/a", credential, policy)
+
+
+def authority(certificate: Path) -> str:
+    return certificate.read_text().partition("-----END PRIVATE KEY-----\n")[2]
+
+
+async def test_a_private_authority_is_trusted_where_the_credential_names_it(
+    tls_store: Store, certificate: Path
+) -> None:
+    files = await source_at(tls_store, authority(certificate)).list_files()
+    assert [file.name for file in files] == ["x"]
+
+
+async def test_an_unknown_authority_is_not_trusted(tls_store: Store) -> None:
+    with pytest.raises(ReasonedError) as caught:
+        await source_at(tls_store, None).list_files()
+    assert caught.value.reason is Reason.SOURCE_UNAVAILABLE
+    assert tls_store.hits == []
+
+
+async def test_a_store_behind_tls_cannot_redirect_to_a_plain_one(
+    tls_store: Store, plain_store: Store, certificate: Path
+) -> None:
+    """Metadata services speak plain HTTP, so none can be reached this way."""
+    tls_store.location = f"{plain_store.url}/latest/meta-data"
+    with pytest.raises(ReasonedError):
+        await source_at(tls_store, authority(certificate)).list_files()
+    assert tls_store.hits
+    assert plain_store.hits == []
