@@ -28,6 +28,8 @@ from obstore.store import S3Store
 
 from examples.quickstart.stories import (
     DEADLINE_SECONDS,
+    LONG_TOKENS,
+    NUM_STREAMS,
     PROMPT,
     STORY_TOKENS,
     DemoError,
@@ -120,13 +122,13 @@ def run(demo: Demo) -> str:
     operator = demo.start(BIN / "graft", "up", demo.manifests)
     url = wait_ready(demo, operator, adapters=1)
     title("3. A second adapter, published and applied while the service runs")
-    publish(demo, "pirate-v1", "pirate")
+    apply(demo, "pirate", publish(demo, "pirate-v1", "pirate"))
     wait_ready(demo, operator, adapters=2)
     title("4. The same prompt to the base model and to each adapter, all in one batch engine")
     stories = {model: show_stream(url, model) for model in ("tiny", "shout", "pirate")}
     if len(set(stories.values())) != len(stories):
         raise DemoError("two models told the same story")
-    title("5. A new version of `pirate` while a stream of the old one is running")
+    title("5. A new version of `pirate` while streams of the old one are running")
     change_version(demo, url, stories["pirate"])
     title("6. What there is now")
     print(graft(demo, "get", "all", str(demo.manifests), "-o", "wide"))
@@ -181,11 +183,15 @@ def upload_adapter(demo: Demo, folder: str, uri: str, *more: str) -> str:
     )
 
 
-def publish(demo: Demo, folder: str, name: str) -> float:
-    """Publish an adapter and apply its manifest; return when it was applied."""
+def publish(demo: Demo, folder: str, name: str) -> str:
+    """Put an adapter into the bucket and return its manifest."""
     uri = f"s3://{BUCKET}/adapters/{folder}"
     options = ("--name", name, "--service", "tiny", "--secret", "object-store")
-    manifest = upload_adapter(demo, folder, uri, *options)
+    return upload_adapter(demo, folder, uri, *options)
+
+
+def apply(demo: Demo, name: str, manifest: str) -> float:
+    """Put a manifest into the folder that `graft up` follows; return when."""
     path = demo.manifests / f"{name}.yaml"
     draft = path.with_suffix(".new")
     draft.write_text(manifest)
@@ -208,23 +214,26 @@ def wait_ready(demo: Demo, operator: subprocess.Popen[bytes], adapters: int) -> 
 
 def change_version(demo: Demo, url: str, old_story: str) -> None:
     """Change `pirate` under a running stream, and check all that Graft promises about that."""
+    manifest = publish(demo, "pirate-v2", "pirate")
     processes = process_table(demo)
     reference = Stream(url)
     reference.join()
-    running = Stream(url)
-    running.wait_started()
-    applied = publish(demo, "pirate-v2", "pirate")
+    running = [Stream(url) for _ in range(NUM_STREAMS)]
+    for one in running:
+        one.wait_started()
+    applied = apply(demo, "pirate", manifest)
     new_story, answered = wait_changed(url, old_story)
-    was_running = running.is_alive()
-    running.join()
+    were_running = any(one.is_alive() for one in running)
+    for one in running:
+        one.join()
     print(f"old: {old_story.strip()}")
     print(f"new: {new_story.strip()}")
     print(f"\nfrom apply to the new version's full answer: {answered - applied:.2f} s")
-    if not was_running:
-        raise DemoError("the stream ended before the version changed: nothing was shown")
-    if running.text != reference.text:
-        raise DemoError("the running stream was disturbed by the change")
-    print(f"the running stream went on undisturbed to its end ({running.events} events)")
+    if not were_running:
+        raise DemoError("the streams ended before the version changed: nothing was shown")
+    if any(one.text != reference.text for one in running):
+        raise DemoError("a running stream was disturbed by the change")
+    print(f"{NUM_STREAMS} running streams of {LONG_TOKENS} tokens went on undisturbed to their end")
     if process_table(demo) != processes:
         raise DemoError("a process was restarted")
     print(f"no process was restarted (pids {', '.join(map(str, sorted(processes)))})")

@@ -11,7 +11,9 @@ import httpx
 
 PROMPT = "Once upon a time"
 STORY_TOKENS = 60
-LONG_TOKENS = 1500
+LONG_TOKENS = 1900
+NUM_STREAMS = 6
+"""Long streams at a time: together they take a few seconds, so a change falls into them."""
 DEADLINE_SECONDS = 240.0
 
 
