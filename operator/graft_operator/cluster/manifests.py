@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The same rules in C where PyYAML was built with it: ten times as fast."""
 SUFFIXES = frozenset({".yaml", ".yml"})
 FILE_MAX = 8 * 2**20
 """Largest manifest file that is read, bytes."""
@@ -124,7 +126,7 @@ class ManifestFolder:
                 file.problem = Problem(name, f"larger than {FILE_MAX} bytes")
                 return
             text = (self.folder / name).read_text()
-            contents = [content for content in yaml.safe_load_all(text) if content is not None]
+            contents = [content for content in yaml.load_all(text, LOADER) if content is not None]
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name

@@ -25,7 +25,11 @@ def timestamp() -> str:
 
 
 class ObjectStore:
-    """All objects by key. Listeners hear of each change, in order, before the call returns."""
+    """All objects by key. Listeners hear of each change, in order, before the call returns.
+
+    What it returns or tells belongs to it and must not be changed: a write makes a new object, so
+    nobody sees one change under their hands.
+    """
 
     def __init__(self) -> None:
         self._objects: dict[ObjectKey, Manifest] = {}
@@ -37,13 +41,12 @@ class ObjectStore:
         self._listeners.append(listener)
 
     def get(self, key: ObjectKey) -> Manifest | None:
-        """Return a copy of one object."""
-        stored = self._objects.get(key)
-        return copy.deepcopy(stored) if stored is not None else None
+        """Return one object."""
+        return self._objects.get(key)
 
     def list_objects(self, kind: str, namespace: str | None = None) -> list[Manifest]:
-        """Return copies of all objects of a kind."""
-        return [copy.deepcopy(stored) for stored in self._select(kind, namespace)]
+        """Return all objects of a kind."""
+        return list(self._select(kind, namespace))
 
     def restore(self, manifest: Manifest) -> None:
         """Take in an object with the identity and status it had in an earlier life."""
@@ -67,7 +70,7 @@ class ObjectStore:
         metadata |= {field: old["metadata"][field] for field in _SYSTEM_FIELDS}
         new.setdefault("status", old.get("status", {}))
         if new == {**old, "status": new["status"]} and new["status"] == old.get("status", {}):
-            return copy.deepcopy(old)
+            return old
         if new.get("spec") != old.get("spec"):
             metadata["generation"] += 1
         return self._put(key, new, "MODIFIED")
@@ -85,7 +88,7 @@ class ObjectStore:
         if uid_of(old) != uid:
             raise ConflictError(f"{key} is not the object with uid {uid}")
         if old.get("status", {}) == status:
-            return copy.deepcopy(old)
+            return old
         return self._put(key, {**old, "status": copy.deepcopy(dict(status))}, "MODIFIED")
 
     def delete(self, key: ObjectKey, uid: str | None = None) -> None:
@@ -114,8 +117,8 @@ class ObjectStore:
         new["metadata"] = {**new["metadata"], "resourceVersion": str(self._version)}
         self._objects[key] = new
         self._tell(Change(type_, new))
-        return copy.deepcopy(new)
+        return new
 
     def _tell(self, change: Change) -> None:
         for listener in self._listeners:
-            listener(Change(change.type, copy.deepcopy(change.manifest)))
+            listener(change)

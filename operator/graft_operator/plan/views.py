@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from graft_protocol.reasons import AdapterState, EngineState
 from graft_protocol.status import RevisionReport, RuntimeStatus
@@ -27,10 +28,12 @@ class PodView:
 
     def revision(self, revision: str) -> RevisionReport | None:
         """Return the pod's report on one revision, if it has one."""
-        if self.report is None:
-            return None
-        found = (report for report in self.report.revisions if report.revision == revision)
-        return next(found, None)
+        return self._by_revision.get(revision)
+
+    @cached_property
+    def _by_revision(self) -> dict[str, RevisionReport]:
+        revisions = self.report.revisions if self.report else ()
+        return {report.revision: report for report in revisions}
 
     def serves(self, revision: str) -> bool:
         """Whether a request for this revision succeeds on this pod now."""

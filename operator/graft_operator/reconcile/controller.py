@@ -137,7 +137,7 @@ class Controller:
     def _on_pod(self, key: ObjectKey, change: Change) -> None:
         if change.type == "DELETED":
             self.poller.forget(key)
-            self.world.nudges.pop(key, None)
+            self.world.forget_pod(key)
         else:
             self.poller.follow(key)
         self._enqueue_all(self._service_labelled(change.manifest))

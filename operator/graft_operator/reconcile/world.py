@@ -21,6 +21,7 @@ from graft_operator.resources.admission import parse
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_operator.settings import ControlSettings
+from graft_protocol.status import RuntimeStatus
 
 M = TypeVar("M", InferenceService, LoraAdapter)
 
@@ -85,18 +86,30 @@ class World:
     decisions: dict[ObjectKey, Decision] = field(default_factory=dict)
     nudges: dict[ObjectKey, tuple[str, int, float]] = field(default_factory=dict)
     """By pod: set hash, attempts, and when the last one was made (loop time)."""
+    _views: dict[ObjectKey, tuple[Manifest, PodView]] = field(default_factory=dict)
 
     def pods_of(self, namespace: str, service_label: str) -> list[PodView]:
         """Return the pods of a service that are not going away."""
         pods = self.cache.children("Pod", namespace, service_label)
-        return [
-            pod_view(pod, self.poller)
-            for pod in pods
-            if not pod["metadata"].get("deletionTimestamp")
-        ]
+        return [self._view(pod) for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+
+    def forget_pod(self, key: ObjectKey) -> None:
+        """Drop what is remembered of a pod."""
+        self.nudges.pop(key, None)
+        self._views.pop(key, None)
+
+    def _view(self, pod: Manifest) -> PodView:
+        """Return the view of a pod, the same one until something about the pod changes."""
+        key = key_of(pod)
+        report = self.poller.report(key)
+        known = self._views.get(key)
+        if known is None or known[0] is not pod or known[1].report is not report:
+            known = (pod, pod_view(pod, report))
+            self._views[key] = known
+        return known[1]
 
 
-def pod_view(pod: Manifest, poller: PodPoller) -> PodView:
+def pod_view(pod: Manifest, report: RuntimeStatus | None) -> PodView:
     """Join what the cluster and the pod itself say of a pod."""
     status = pod.get("status") or {}
     conditions = status.get("conditions") or []
@@ -105,7 +118,7 @@ def pod_view(pod: Manifest, poller: PodPoller) -> PodView:
     return PodView(
         name=pod["metadata"]["name"],
         ready=is_ready,
-        report=poller.report(key_of(pod)),
+        report=report,
         address=url or "",
         config_hash=(pod["metadata"].get("annotations") or {}).get(ANNOTATION_CONFIG, ""),
         trouble=_trouble(status),

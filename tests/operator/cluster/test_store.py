@@ -81,8 +81,11 @@ def test_what_an_object_owns_goes_with_it() -> None:
 def test_nobody_outside_can_change_what_is_stored() -> None:
     store = ObjectStore()
     manifest = configmap(x="1")
-    store.apply(manifest)["data"]["x"] = "changed"
+    first = store.apply(manifest)
     manifest["data"]["x"] = "changed"
+    store.apply(configmap(x="2"))
+    assert first["data"] == {"x": "1"}
+    store.apply(configmap(x="1"))
     found = store.get(KEY)
     assert found is not None
     assert found["data"] == {"x": "1"}
