@@ -14,6 +14,7 @@ import click
 from graft_operator import __version__
 from graft_operator.errors import GraftError
 
+PORT = click.IntRange(0, 65_535)
 FOLDER = click.Path(path_type=Path)
 RUNTIME = click.option(
     "--runtime",
@@ -41,7 +42,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("folder", type=FOLDER, default=Path())
-@click.option("--port", default=0, show_default="free ports", help="First pod's port.")
+@click.option("--port", type=PORT, default=0, show_default="free ports", help="First pod's port.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),
@@ -63,7 +64,9 @@ def up(folder: Path, port: int, timeout: float | None, runtime: str | None, verb
 @click.argument("model")
 @click.option("--adapter", "-a", "adapters", multiple=True, metavar="NAME=URI", help="Repeatable.")
 @click.option("--name", default=None, help="Name of the base model; default from MODEL.")
-@click.option("--port", default=8000, show_default=True, help="Port on 127.0.0.1; 0 picks one.")
+@click.option(
+    "--port", type=PORT, default=8000, show_default=True, help="Port on 127.0.0.1; 0 picks one."
+)
 @click.option("--endpoint", help="Object store of s3:// URIs; keys come from AWS_* variables.")
 @click.option("--timeout", type=click.FloatRange(min=0.1), help="As for `graft up`.")
 @RUNTIME
@@ -111,6 +114,12 @@ def describe(what: str, folder: Path) -> None:
 
 @main.command()
 @click.option("--namespace", "-n", "namespaces", multiple=True, help="Serve only this; repeatable.")
+@click.option(
+    "--tenant-namespace",
+    "tenant_namespaces",
+    multiple=True,
+    help="Take LoraAdapters, and nothing else, from this one, too; repeatable.",
+)
 @click.option("--kubeconfig", type=FOLDER, help="Default: $KUBECONFIG or the pod's own account.")
 @click.option("--context", help="Context of the kubeconfig; default: its current one.")
 @click.option("--runtime-image", help="Image of services that name none.")
@@ -130,6 +139,8 @@ def operator(verbose: bool, **options: Any) -> None:
     """Run the operator on a Kubernetes cluster until SIGTERM."""
     from graft_operator.cli.operator import run
 
+    if options["tenant_namespaces"] and not options["namespaces"]:
+        raise click.UsageError("--tenant-namespace: without --namespace all namespaces are served")
     run(options, verbose=verbose)
 
 

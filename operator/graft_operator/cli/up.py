@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shlex
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,4 +111,8 @@ def _on_signals(stop: asyncio.Event, cluster: LocalCluster) -> None:
 
 def _say(line: str, *, bad: bool = False, good: bool = False) -> None:
     color = "red" if bad else "green" if good else None
-    click.secho(line, fg=color)
+    try:
+        click.secho(line, fg=color)
+    except BrokenPipeError:
+        # Whoever read along has left; what is served is served without them.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the process ends

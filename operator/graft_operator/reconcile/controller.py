@@ -19,7 +19,7 @@ from graft_operator.reconcile.pods import Endpoint, PodPoller, ReportChange
 from graft_operator.reconcile.queue import Backoff, WorkQueue
 from graft_operator.reconcile.secrets import SecretReader
 from graft_operator.reconcile.service import reconcile_service
-from graft_operator.reconcile.world import World, pod_url
+from graft_operator.reconcile.world import World, incarnation_of, pod_url
 from graft_operator.render.common import label_value
 from graft_operator.render.secrets import CONTENT_TOKEN, read_token
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of
@@ -139,7 +139,7 @@ class Controller:
             self.poller.forget(key)
             self.world.forget_pod(key)
         else:
-            self.poller.follow(key)
+            self.poller.follow(key, incarnation_of(change.manifest))
         self._enqueue_all(self._service_labelled(change.manifest))
 
     def _on_other(self, key: ObjectKey, change: Change) -> None:

@@ -45,6 +45,7 @@ ExpectedHash = Callable[[ObjectKey], str]
 
 @dataclass
 class _Followed:
+    incarnation: str
     task: asyncio.Task[None] | None = None
     report: Report | None = None
     kick: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,14 +80,28 @@ class PodPoller:
         self._on_change = on_change
         self._followed: dict[ObjectKey, _Followed] = {}
 
-    def follow(self, pod: ObjectKey) -> None:
-        """Ask a pod from now on; if it is followed already, ask it at once."""
-        if pod in self._followed:
-            self._followed[pod].kick.set()
+    def follow(self, pod: ObjectKey, incarnation: str) -> None:
+        """Ask a pod from now on; if it is followed already, ask it at once.
+
+        Args:
+            pod: Whom to ask.
+            incarnation: Changes when the pod's process does: what the one before said is void.
+        """
+        followed = self._followed.get(pod)
+        if followed is not None:
+            if followed.incarnation != incarnation:
+                followed.incarnation = incarnation
+                followed.report = None
+            followed.kick.set()
             return
-        followed = _Followed()
+        followed = _Followed(incarnation)
         self._followed[pod] = followed
         followed.task = asyncio.create_task(self._poll(pod, followed), name=f"poll {pod.name}")
+
+    def ask_soon(self, pod: ObjectKey) -> None:
+        """Ask a followed pod at once."""
+        if pod in self._followed:
+            self._followed[pod].kick.set()
 
     def forget(self, pod: ObjectKey) -> None:
         """Stop asking a pod."""
@@ -118,7 +133,7 @@ class PodPoller:
         loop = asyncio.get_running_loop()
         answered = loop.time()
         while True:
-            report = followed.report
+            report, incarnation = followed.report, followed.incarnation
             endpoint = self._locate(pod)
             if endpoint is not None:
                 try:
@@ -128,6 +143,8 @@ class PodPoller:
                     log.debug("%s: %s", pod, error)
                     if loop.time() - answered > self._settings.unreachable_seconds:
                         report = None
+            if incarnation != followed.incarnation:
+                continue
             self._take_in(pod, followed, report)
             followed.kick.clear()
             with contextlib.suppress(TimeoutError):

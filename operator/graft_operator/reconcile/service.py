@@ -213,7 +213,7 @@ async def _nudge(world: World, observed: Observed, set_hash: str) -> float | Non
         attempt = attempt + 1 if known_hash == set_hash else 1
         world.nudges[key] = (set_hash, attempt, now)
         await world.cluster.nudge(key, f"{set_hash}/{attempt}")
-        world.poller.follow(key)
+        world.poller.ask_soon(key)
     return pause if behind else None
 
 

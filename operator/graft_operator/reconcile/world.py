@@ -18,7 +18,7 @@ from graft_operator.reconcile.cache import ObjectCache
 from graft_operator.reconcile.pods import PodPoller
 from graft_operator.reconcile.secrets import SecretReader
 from graft_operator.resources.admission import parse
-from graft_operator.resources.meta import Manifest, ObjectKey, key_of
+from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_operator.settings import ControlSettings
 from graft_protocol.status import RuntimeStatus
@@ -123,6 +123,13 @@ def pod_view(pod: Manifest, report: RuntimeStatus | None) -> PodView:
         config_hash=(pod["metadata"].get("annotations") or {}).get(ANNOTATION_CONFIG, ""),
         trouble=_trouble(status),
     )
+
+
+def incarnation_of(pod: Manifest) -> str:
+    """Return what changes when another process takes over a pod's name."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    restarts = sum(int(status.get("restartCount", 0)) for status in statuses)
+    return f"{uid_of(pod)}/{restarts}"
 
 
 def pod_url(pod: Manifest, port_name: str) -> str | None:
