@@ -51,6 +51,7 @@ class Call:
     subresource: str
     code: int
     query: dict[str, str]
+    namespace: str = ""
 
     @property
     def is_write(self) -> bool:
@@ -168,7 +169,8 @@ class KubeApi:
             code = error.code
             raise
         finally:
-            self.calls.append(Call(verb, plural, name, subresource, code, query))
+            call = Call(verb, plural, name, subresource, code, query, namespace or "")
+            self.calls.append(call)
 
     async def _answer(
         self, request: web.Request, verb: str, place: Place, query: dict[str, str]
