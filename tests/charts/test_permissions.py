@@ -12,9 +12,9 @@ from graft_operator.cluster.kubernetes_kinds import WATCHED
 from graft_operator.reconcile.children import KEPT_CONFIGS
 from graft_operator.settings import OperatorSettings
 from tests.support.kube_api import RESOURCES, KubeApi, kube_api
-from tests.support.kube_manifests import adapter, secret, service, serving
+from tests.support.kube_manifests import ENDPOINT, adapter, is_ready, secret, service
 from tests.support.kube_node import KubeNode, kube_node
-from tests.support.kube_operator import run_operator_thread, until
+from tests.support.kube_operator import condition, run_operator_thread, until
 from tests.support.source_tree import ROOT
 
 Permission = tuple[str, str, str]
@@ -29,7 +29,10 @@ INDIRECT = {
     ("update", "serving.graft.dev", "inferenceservices/finalizers"),
 }
 # The API records a watch when it ends.
-SETTINGS = OperatorSettings(namespaces=("default",), audit_seconds=0.1, watch_seconds=1)
+SETTINGS = OperatorSettings(
+    namespaces=("default",), tenant_namespaces=("team-a",), audit_seconds=0.1, watch_seconds=1
+)
+FROM_ALL = {"allowedEndpoints": [ENDPOINT], "allowedNamespaces": {"from": "All"}}
 
 
 def granted(name: str) -> set[Permission]:
@@ -47,15 +50,19 @@ def verbs(api: KubeApi, verb: str) -> set[str]:
     return {call.plural for call in api.calls if call.verb == verb}
 
 
-def used(api: KubeApi) -> set[Permission]:
+def used(api: KubeApi, namespace: str) -> set[Permission]:
     found = set()
-    for call in api.calls:
+    for call in [call for call in api.calls if call.namespace == namespace]:
         resource = "/".join(part for part in (call.plural, call.subresource) if part)
         found.add((call.verb, GROUPS[call.plural], resource))
         # An apply that may make the object needs the right to create it as well.
-        if call.verb == "patch" and call.query.get("force") == "true" and not call.subresource:
+        if call.verb == "patch" and "force" in call.query and not call.subresource:
             found.add(("create", GROUPS[call.plural], resource))
     return found
+
+
+def is_served(api: KubeApi, name: str) -> bool:
+    return condition(api.store.find("loraadapters", name, "team-a"), "Ready")[0] == "True"
 
 
 def mounted_config(api: KubeApi) -> str:
@@ -76,13 +83,15 @@ async def node(api: KubeApi) -> AsyncIterator[KubeNode]:
         yield running
 
 
-async def test_a_service_namespace_grants_exactly_what_the_operator_asks_for(
-    api: KubeApi, node: KubeNode, tmp_path: Path
-) -> None:
-    for manifest in (service(), adapter("shout"), secret()):
+async def tell_the_story(api: KubeApi, folder: Path) -> None:
+    """Have an operator do everything it ever does."""
+    poet = adapter("poet")
+    poet["metadata"]["namespace"] = "team-a"
+    poet["spec"]["inferenceServiceRef"]["namespace"] = "default"
+    for manifest in (service(adapters=FROM_ALL), adapter("shout"), poet, secret()):
         api.create(manifest)
-    async with run_operator_thread(api, tmp_path, SETTINGS) as operator:
-        await serving(api, operator, "shout")
+    async with run_operator_thread(api, folder, SETTINGS) as operator:
+        await until(operator, lambda: is_ready(api, "shout") and is_served(api, "poet"))
         # Old configurations are deleted once there are more than a rollback needs.
         for size in range(1, KEPT_CONFIGS + 4):
             before = mounted_config(api)
@@ -90,7 +99,15 @@ async def test_a_service_namespace_grants_exactly_what_the_operator_asks_for(
             await until(operator, lambda before=before: mounted_config(api) != before)  # type: ignore[misc]  # bound now
         await until(operator, lambda: verbs(api, "delete"))
         await until(operator, lambda: len(verbs(api, "watch")) == len(WATCHED))
-    assert used(api) | INDIRECT == granted("service-namespace")
+
+
+async def test_the_chart_grants_exactly_what_the_operator_asks_for(
+    api: KubeApi, node: KubeNode, tmp_path: Path
+) -> None:
+    await tell_the_story(api, tmp_path)
+    assert used(api, "default") | INDIRECT == granted("service-namespace")
+    assert used(api, "team-a") == granted("tenant-namespace")
+    assert used(api, "") == set()
 
 
 def test_no_rule_has_a_wildcard() -> None:

@@ -1,11 +1,14 @@
 """What an installation makes, rendered by Helm itself: valid, hardened, and no more than asked."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from charts.generate import values_of
 from graft_operator.constants import MANAGED_BY
 from graft_protocol.naming import LABEL_MANAGED_BY
 from tests.support.helm import CHART, HelmError, needs_helm, of_kind, run_helm, template
@@ -47,6 +50,22 @@ def test_every_example_of_values_makes_valid_objects(file: Path) -> None:
 @pytest.mark.parametrize("file", EXAMPLES, ids=[file.stem for file in EXAMPLES])
 def test_helm_finds_nothing_to_complain_about(file: Path) -> None:
     assert "0 chart(s) failed" in run_helm("lint", "--strict", str(CHART), f"--values={file}")
+
+
+def test_every_value_is_read_by_a_template() -> None:
+    folder = CHART / "templates"
+    texts = "".join(path.read_text() for path in folder.rglob("*.*") if path.parent.name != "crds")
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    # `resources` is handed on as it is.
+    paths = [value.path for value in values_of(schema) if not value.is_section]
+    assert {path for path in paths if f".{path[-1]}" not in words(texts)} == {
+        ("resources", "requests"),
+        ("resources", "limits"),
+    }
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\.\w+", text))
 
 
 def test_every_object_is_labelled_and_has_a_place() -> None:
@@ -146,6 +165,18 @@ def test_the_operator_may_do_the_same_in_every_namespace_it_serves_and_nothing_e
     assert not {m["kind"] for m in manifests} & {"ClusterRole", "ClusterRoleBinding"}
 
 
+def test_a_tenants_namespace_is_opened_for_its_adapters_alone() -> None:
+    settings = ("serviceNamespaces={a}", "tenantNamespaces={a,t}")
+    assert [flag for flag in flags(*settings) if "namespace" in flag] == [
+        "--namespace=a",
+        "--tenant-namespace=t",
+    ]
+    roles = {role["metadata"]["namespace"]: role for role in of_kind(template(*settings), "Role")}
+    assert set(roles) == {"a", "t"}
+    resources = {resource for rule in roles["t"]["rules"] for resource in rule["resources"]}
+    assert resources == {"loraadapters", "loraadapters/status", "events"}
+
+
 def test_the_whole_cluster_is_served_only_when_asked_for() -> None:
     manifests = template("clusterWide=true")
     assert [flag for flag in flags("clusterWide=true") if flag.startswith("--namespace")] == []
@@ -169,7 +200,8 @@ def test_roles_for_people_are_made_only_when_asked_for_and_never_touch_a_status(
 
 def test_releases_side_by_side_share_no_object_but_the_crds() -> None:
     def names(release: str, namespace: str) -> set[tuple[str, ...]]:
-        made = template("userRoles.enabled=true", release=release, namespace=namespace)
+        settings = ("userRoles.enabled=true", "tenantNamespaces={t}")
+        made = template(*settings, release=release, namespace=namespace)
         return {
             (m["kind"], m["metadata"].get("namespace", ""), m["metadata"]["name"])
             for m in made
@@ -220,9 +252,10 @@ def test_a_value_that_is_unknown_or_of_another_type_is_refused_by_name(
         template(setting)
 
 
-def test_serving_everything_and_a_list_at_once_is_refused() -> None:
-    with pytest.raises(HelmError, match="serviceNamespaces must be empty"):
-        template("clusterWide=true", "serviceNamespaces={a}")
+@pytest.mark.parametrize("more", ["serviceNamespaces={a}", "tenantNamespaces={a}"])
+def test_serving_everything_and_a_list_at_once_is_refused(more: str) -> None:
+    with pytest.raises(HelmError, match="must be empty"):
+        template("clusterWide=true", more)
 
 
 def test_the_chart_can_be_part_of_another() -> None:

@@ -65,25 +65,27 @@ def template(
     release: str = "graft",
     namespace: str = "graft-system",
     files: Sequence[Path] = (),
-    show: str = "",
 ) -> list[Json]:
-    """Return what an installation would make.
+    """Return what an installation would make. Rendered once; not to be changed.
 
     Args:
         settings: `path=value` pairs in the form of `--set`.
         release: Name of the release.
         namespace: Its namespace.
         files: Files of values.
-        show: Only what this template makes.
 
     Raises:
         HelmError: The values are refused.
     """
     options = [f"--set={setting}" for setting in settings]
     options += [f"--values={file}" for file in files]
-    options += [f"--show-only={show}"] if show else []
-    text = run_helm("template", release, str(CHART), f"--namespace={namespace}", *options)
-    return [document for document in yaml.safe_load_all(text) if document]
+    return [*_template(release, f"--namespace={namespace}", *options)]
+
+
+@cache
+def _template(release: str, *options: str) -> tuple[Json, ...]:
+    text = run_helm("template", release, str(CHART), *options)
+    return tuple(document for document in yaml.load_all(text, yaml.CSafeLoader) if document)
 
 
 def of_kind(manifests: Sequence[Json], kind: str) -> list[Json]:

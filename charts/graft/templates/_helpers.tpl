@@ -7,8 +7,8 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* Name of cluster-wide objects: releases of one name live in several namespaces. */ -}}
-{{- define "graft.clusterName" -}}
+{{- /* Name of objects elsewhere: releases of one name live in several namespaces. */ -}}
+{{- define "graft.nameElsewhere" -}}
 {{- printf "%s.%s" .Release.Namespace (include "graft.name" .) -}}
 {{- end -}}
 
@@ -48,11 +48,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "graft.serviceNamespaces" -}}
 {{- if not .Values.clusterWide -}}
 {{- .Values.serviceNamespaces | default (list .Release.Namespace) | toJson -}}
-{{- else if .Values.serviceNamespaces -}}
-{{- fail "clusterWide serves every namespace: serviceNamespaces must be empty then" -}}
+{{- else if or .Values.serviceNamespaces .Values.tenantNamespaces -}}
+{{- fail "clusterWide serves every namespace: serviceNamespaces and tenantNamespaces must be empty then" -}}
 {{- else -}}
 []
 {{- end -}}
+{{- end -}}
+
+{{- /* The namespaces of tenants, as JSON: those that are not served anyway. */ -}}
+{{- define "graft.tenantNamespaces" -}}
+{{- $served := include "graft.serviceNamespaces" . | fromJsonArray -}}
+{{- $found := list -}}
+{{- range .Values.tenantNamespaces -}}
+{{- if not (has . $served) -}}
+{{- $found = append $found . -}}
+{{- end -}}
+{{- end -}}
+{{- $found | toJson -}}
 {{- end -}}
 
 {{- define "graft.subjects" -}}
