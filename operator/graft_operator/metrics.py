@@ -26,6 +26,13 @@ class OperatorMetrics:
             "api_calls", "Requests to the Kubernetes API; code 0 is no answer", "verb kind code"
         )
         self._watch_events = self._counter("watch_events", "Events that watches delivered", "kind")
+        self._last_event = Gauge(
+            "watch_last_event_timestamp_seconds",
+            "When a watch last delivered something",
+            ["kind"],
+            namespace=NAMESPACE,
+            registry=self.registry,
+        )
         self._repairs = self._counter(
             "audit_repairs", "Changes that a list showed before the watch did", "kind"
         )
@@ -54,6 +61,7 @@ class OperatorMetrics:
     def count_watch_event(self, kind: str) -> None:
         """Count an event."""
         self._watch_events.labels(kind).inc()
+        self._last_event.labels(kind).set_to_current_time()
 
     def count_repair(self, kind: str) -> None:
         """Count a change that the watch had not delivered."""

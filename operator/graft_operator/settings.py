@@ -30,6 +30,12 @@ class ControlSettings:
     """Longest such pause."""
     runtime_image: str = "graft-runtime:0.1.0"
     """Image of the runtime if a spec names none."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces whose services are served; empty serves all."""
+
+    def serves(self, namespace: str) -> bool:
+        """Whether the services of a namespace are served."""
+        return not self.namespaces or namespace in self.namespaces
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class OperatorSettings:
 
     namespaces: tuple[str, ...] = ()
     """Namespaces that are served; empty serves the whole cluster."""
+    tenant_namespaces: tuple[str, ...] = ()
+    """Further namespaces, of which the LoraAdapters alone are looked at."""
     kubeconfig: Path | None = None
     """File with credentials; None looks at $KUBECONFIG, the service account, ~/.kube/config."""
     context: str | None = None

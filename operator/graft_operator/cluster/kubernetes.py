@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 from graft_operator.cluster.base import EventType
 from graft_operator.cluster.kubernetes_client import APPLY, MERGE, KubernetesClient, Request
 from graft_operator.cluster.kubernetes_kinds import EVENT, Kind, kind_named
+from graft_operator.constants import KIND_ADAPTER
 from graft_operator.errors import ClusterError, ConflictError, ExpiredError, NotFoundError
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
 from graft_operator.settings import OperatorSettings
@@ -44,6 +45,7 @@ class KubernetesCluster:
         self._client = client
         self._settings = settings
         self._told: dict[tuple[str, str, str], float] = {}
+        self._ours: set[ObjectKey] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -56,15 +58,18 @@ class KubernetesCluster:
     ) -> None:
         await self._client.close()
 
-    @property
-    def scopes(self) -> tuple[str | None, ...]:
-        """The namespaces that are served, each by itself; one None is the whole cluster."""
-        return self._settings.namespaces or (None,)
+    def scopes(self, kind: Kind) -> tuple[str | None, ...]:
+        """Return where a kind is looked for, each by itself; one None is the whole cluster."""
+        namespaces = self._settings.namespaces
+        if namespaces and kind.name == KIND_ADAPTER:
+            namespaces += self._settings.tenant_namespaces
+        return tuple(dict.fromkeys(namespaces)) or (None,)
 
     async def list_objects(self, kind: str, namespace: str | None = None) -> list[Manifest]:
         """Return every object of a kind, of children those that are ours; complete, or an error."""
-        scopes = self.scopes if namespace is None else (namespace,)
-        listings = [await self.listing(kind_named(kind), scope) for scope in scopes]
+        known = kind_named(kind)
+        scopes = self.scopes(known) if namespace is None else (namespace,)
+        listings = [await self.listing(known, scope) for scope in scopes]
         return [manifest for listing in listings for manifest in listing.manifests]
 
     async def listing(self, kind: Kind, namespace: str | None) -> Listing:
@@ -98,6 +103,8 @@ class KubernetesCluster:
             metadata = page.get("metadata") or {}
             token = str(metadata.get("continue") or "")
             if not token:
+                if kind.selector:
+                    self._ours.update(key_of(manifest) for manifest in manifests)
                 return Listing(version_of(page), tuple(manifests))
 
     async def get(self, key: ObjectKey) -> Manifest | None:
@@ -110,12 +117,24 @@ class KubernetesCluster:
             return None
 
     async def apply(self, manifest: Manifest) -> Manifest:
-        """Make the object what the manifest says (server-side apply) and return it as stored."""
+        """Make the object what the manifest says (server-side apply) and return it as stored.
+
+        What others wrote into an object of ours is taken back. An object that was there before us
+        is not taken over.
+
+        Raises:
+            ConflictError: Somebody else's object has the name.
+            ClusterError: It could not be written.
+        """
         key = key_of(manifest)
         kind = kind_named(key.kind)
-        return await self._patch(
-            kind, "apply", kind.path(key.namespace, key.name), manifest, content_type=APPLY
+        path = kind.path(key.namespace, key.name)
+        query = [_MANAGER, ("force", "true" if key in self._ours else "false")]
+        stored = await self._patch(
+            kind, Request("apply", kind.name, "PATCH", path, query, manifest, APPLY)
         )
+        self._ours.add(key)
+        return stored
 
     async def delete(self, key: ObjectKey, uid: str) -> None:
         """Delete the object if it still is the one with this uid; one that is gone is fine."""
@@ -126,6 +145,7 @@ class KubernetesCluster:
             await self._client.request(Request("delete", kind.name, "DELETE", path, body=body))
         except NotFoundError:
             log.debug("%s is gone already", key)
+        self._ours.discard(key)
 
     async def patch_status(self, key: ObjectKey, uid: str, status: Mapping[str, Any]) -> Manifest:
         """Write the status of the object with this uid and return the object as stored."""
@@ -137,7 +157,10 @@ class KubernetesCluster:
             "status": dict(status),
         }
         path = kind.path(key.namespace, key.name, "status")
-        stored = await self._patch(kind, "status", path, document, content_type=APPLY)
+        query = [_MANAGER, ("force", "true")]
+        stored = await self._patch(
+            kind, Request("status", kind.name, "PATCH", path, query, document, APPLY)
+        )
         if uid_of(stored) != uid:
             raise ConflictError(f"{key} is not the object with uid {uid}")
         return stored
@@ -146,8 +169,11 @@ class KubernetesCluster:
         """Annotate a pod so that its mounted volumes are refreshed at once; gone is fine."""
         kind = kind_named(pod.kind)
         body = {"metadata": {"annotations": {ANNOTATION_DESIRED: value}}}
+        path = kind.path(pod.namespace, pod.name)
         try:
-            await self._patch(kind, "nudge", kind.path(pod.namespace, pod.name), body, MERGE)
+            await self._patch(
+                kind, Request("nudge", kind.name, "PATCH", path, [_MANAGER], body, MERGE)
+            )
         except NotFoundError:
             log.debug("%s is gone already", pod)
 
@@ -174,11 +200,7 @@ class KubernetesCluster:
         port = service["spec"]["ports"][0]["port"]
         return f"http://{key.name}.{key.namespace}.svc:{port}"
 
-    async def _patch(
-        self, kind: Kind, verb: str, path: str, body: Mapping[str, Any], content_type: str
-    ) -> Manifest:
-        query = [_MANAGER, ("force", "true")] if content_type == APPLY else [_MANAGER]
-        request = Request(verb, kind.name, "PATCH", path, query, body, content_type)
+    async def _patch(self, kind: Kind, request: Request) -> Manifest:
         return cleaned(await self._client.request(request), kind)
 
     def _is_news(self, told: tuple[str, str, str]) -> bool:

@@ -90,7 +90,9 @@ class WatchAudit:
         self._metrics = metrics
         self._settings = settings
         self._streams = {
-            (kind.name, scope): Stream(kind, scope) for kind in WATCHED for scope in cluster.scopes
+            (kind.name, scope): Stream(kind, scope)
+            for kind in WATCHED
+            for scope in cluster.scopes(kind)
         }
         self._gone: set[str] = set()
         self._beat = 0.0

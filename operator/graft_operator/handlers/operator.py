@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import kopf
 
@@ -17,6 +18,7 @@ from graft_operator.cluster.base import Change
 from graft_operator.cluster.kubernetes import KubernetesCluster
 from graft_operator.cluster.kubernetes_access import Access
 from graft_operator.cluster.kubernetes_client import KubernetesClient
+from graft_operator.cluster.kubernetes_kinds import WATCHED, Kind
 from graft_operator.constants import KIND_ADAPTER
 from graft_operator.errors import GraftError, OperatorError
 from graft_operator.handlers.audit import WatchAudit
@@ -27,6 +29,9 @@ from graft_operator.reconcile.controller import Controller
 from graft_operator.settings import OperatorSettings
 
 log = logging.getLogger(__name__)
+
+Scopes = tuple[str | None, ...]
+"""Namespaces, or one None for the whole cluster."""
 
 
 @dataclass
@@ -55,7 +60,7 @@ def create_operator(settings: OperatorSettings) -> Operator:
     cluster = KubernetesCluster(client, settings)
     controller = Controller(
         cluster,
-        settings.control,
+        replace(settings.control, namespaces=settings.namespaces),
         secret_ttl_seconds=settings.secret_seconds,
         on_reconciled=lambda key, outcome, seconds: metrics.observe_reconcile(
             key.kind, outcome, seconds
@@ -131,7 +136,8 @@ def _live_checks(operator: Operator) -> dict[str, Callable[[], str]]:
 
 async def _until_stopped(operator: Operator, stop: asyncio.Event) -> None:
     """Run kopf as the outer life: it owns the signals; our work begins and ends within it."""
-    registry = create_registry(operator.audit.watched, operator.access.connection)
+    registries = _registries(operator)
+    first = next(iter(registries.values()))
     control: list[asyncio.Task[None]] = []
 
     async def start(**_: object) -> None:
@@ -142,13 +148,39 @@ async def _until_stopped(operator: Operator, stop: asyncio.Event) -> None:
             task.cancel()
         await asyncio.gather(*control, return_exceptions=True)
 
-    kopf.on.startup(registry=registry)(start)
-    kopf.on.cleanup(registry=registry)(end)
-    namespaces = operator.settings.namespaces
+    kopf.on.startup(registry=first)(start)
+    kopf.on.cleanup(registry=first)(end)
+    watches = [
+        asyncio.create_task(_watch(operator.settings, registry, scopes, stop))
+        for scopes, registry in registries.items()
+    ]
+    await asyncio.gather(*watches, return_exceptions=True)
+    for task in (*watches, *control):
+        if task.done() and not task.cancelled():
+            task.result()
+
+
+def _registries(operator: Operator) -> dict[Scopes, kopf.OperatorRegistry]:
+    """Return the handlers by where they look: kopf watches all its kinds in the same places."""
+    kinds: defaultdict[Scopes, list[Kind]] = defaultdict(list)
+    for kind in WATCHED:
+        kinds[operator.cluster.scopes(kind)].append(kind)
+    deliver, connect = operator.audit.watched, operator.access.connection
+    return {scopes: create_registry(some, deliver, connect) for scopes, some in kinds.items()}
+
+
+async def _watch(
+    settings: OperatorSettings,
+    registry: kopf.OperatorRegistry,
+    scopes: Scopes,
+    stop: asyncio.Event,
+) -> None:
+    """Run one kopf; when it ends, for whatever reason, so do the others."""
+    namespaces = [scope for scope in scopes if scope is not None]
     try:
         await kopf.operator(
             registry=registry,
-            settings=kopf_settings(operator.settings),
+            settings=kopf_settings(settings),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=namespaces,
@@ -158,9 +190,8 @@ async def _until_stopped(operator: Operator, stop: asyncio.Event) -> None:
         raise
     except Exception as error:
         raise OperatorError(f"the watches ended: {type(error).__name__}: {error}") from error
-    for task in control:
-        if task.done() and not task.cancelled():
-            task.result()
+    finally:
+        stop.set()
 
 
 async def _control(operator: Operator, stop: asyncio.Event) -> None:

@@ -69,6 +69,28 @@ async def test_apply_creates_changes_and_removes(known: Known) -> None:
     assert "graft" in known.api.store.owners(Place("configmaps", "default", "one"))
 
 
+async def test_what_others_wrote_into_ours_is_taken_back(known: Known) -> None:
+    await known.cluster.apply(config("one", a="1"))
+    known.api.change("configmaps", "one", {"data": {"a": "2", "b": "kept"}})
+    stored = await known.cluster.apply(config("one", a="1"))
+    assert stored["data"] == {"a": "1", "b": "kept"}
+
+
+async def test_ours_are_known_again_after_a_restart(known: Known) -> None:
+    known.api.create(config("one", a="2"))
+    await known.cluster.list_objects("ConfigMap")
+    assert (await known.cluster.apply(config("one", a="1")))["data"] == {"a": "1"}
+
+
+async def test_what_was_there_before_us_is_not_taken_over(known: Known) -> None:
+    known.api.create({"kind": "ConfigMap", "metadata": {"name": "one"}, "data": {"a": "theirs"}})
+    await known.cluster.list_objects("ConfigMap")
+    for _ in range(2):
+        with pytest.raises(ConflictError):
+            await known.cluster.apply(config("one", a="1"))
+    assert (known.api.store.find("configmaps", "one") or {})["data"] == {"a": "theirs"}
+
+
 async def test_a_list_is_whole_though_it_comes_in_pages(known: Known) -> None:
     for index in range(5):
         known.api.create(config(f"c{index}"))

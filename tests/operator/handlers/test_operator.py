@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import pytest
 
 from graft_operator.settings import OperatorSettings
 from graft_protocol.naming import ANNOTATION_DESIRED
@@ -21,7 +22,7 @@ from tests.support.kube_manifests import (
 )
 from tests.support.kube_manifests import status as status_of
 from tests.support.kube_node import KubeNode
-from tests.support.kube_operator import run_operator_thread, until
+from tests.support.kube_operator import condition, run_operator_thread, until
 
 AUDITED = OperatorSettings(audit_seconds=0.1)
 NUM_WATCHES = 7
@@ -204,3 +205,26 @@ async def test_only_the_given_namespaces_are_served(
     async with run_operator_thread(api, tmp_path, one) as operator:
         await serving(api, operator, "shout")
     assert api.store.select("configmaps", "other") == []
+
+
+@pytest.mark.slow
+async def test_a_thousand_adapters_do_not_hold_up_news(api: KubeApi, tmp_path: Path) -> None:
+    for index in range(1000):
+        api.create(adapter(f"a{index:03d}"))
+
+    def is_told(name: str) -> bool:
+        accepted = condition(api.store.find("loraadapters", name), "Accepted")
+        return accepted == ("False", "TargetNotFound")
+
+    async with (
+        run_operator_thread(api, tmp_path) as operator,
+        httpx.AsyncClient(trust_env=False, base_url=operator.health_url) as http,
+    ):
+        await until(operator, lambda: is_told("a000"))
+        api.create(adapter("late"))
+        # Shorter than the audit's pause: it is the watch that has to tell.
+        await until(operator, lambda: is_told("late"), deadline=25.0)
+        page = (await http.get("/metrics")).text
+    values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    assert float(values['graft_operator_watch_events_total{kind="LoraAdapter"}']) > 1000
+    assert 'graft_operator_audit_repairs_total{kind="LoraAdapter"}' not in values
