@@ -26,7 +26,7 @@ USE_THE_LIBRARIES = """
 import pathlib, torch
 x = torch.randn(64, 64) @ torch.randn(64, 64)
 loaded = pathlib.Path("/proc/self/maps").read_text()
-print([name for name in ("libtcmalloc", "libomp", "libgomp") if name in loaded])
+print([name for name in ("libtcmalloc_minimal.so.4", "libomp.so.5") if name in loaded])
 """
 
 
@@ -88,7 +88,7 @@ def test_the_runtimes_image_brings_its_allocator_and_openmp(
 
     outcome = run_to_end(kubectl, pod)
 
-    assert outcome.log == "['libtcmalloc', 'libomp']\n"
+    assert outcome.log == "['libtcmalloc_minimal.so.4', 'libomp.so.5']\n"
 
 
 def test_the_namespaces_of_stories_refuse_what_restricted_refuses(

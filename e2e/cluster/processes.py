@@ -19,6 +19,7 @@ from e2e.cluster.paths import Lab
 POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0
 """How long a program may take to end before it is killed."""
+DEAD = "dead"
 
 
 def wait_until(condition: Callable[[], object], what: str, *, seconds: float) -> None:
@@ -41,6 +42,7 @@ class Processes:
         self._lab = lab
         self._pids = lab.state / "pids"
         self._logs = lab.state / "log"
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, program: str, *flags: str | Path) -> None:
         """Run a program in a session of its own, unless it runs already."""
@@ -49,7 +51,7 @@ class Processes:
         for folder in (self._pids, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
         with self._log(name).open("ab") as log:
-            process = subprocess.Popen(
+            child = subprocess.Popen(
                 [self._lab.program(program), *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -58,7 +60,8 @@ class Processes:
                 cwd=self._lab.state,
                 start_new_session=True,
             )
-        self._pid_file(name).write_text(f"{process.pid} {_started_at(process.pid)}\n")
+        self._children[name] = child
+        self._pid_file(name).write_text(f"{child.pid} {_started_at(child.pid)}\n")
 
     def wait(self, condition: Callable[[], object], what: str, names: Sequence[str]) -> None:
         """Wait for a condition that the named programs bring about.
@@ -89,11 +92,14 @@ class Processes:
 
     def runs(self, name: str) -> bool:
         """Tell whether the program that was started still runs, and not another with its pid."""
+        if name in self._children:
+            # A child that ended is a zombie until somebody asks for its status.
+            self._children[name].poll()
         try:
             pid, started_at = self._pid_file(name).read_text().split()
         except (FileNotFoundError, ValueError):
             return False
-        return started_at != "" and _started_at(int(pid)) == started_at
+        return _started_at(int(pid)) == started_at != DEAD
 
     def running(self) -> list[str]:
         """Return the names of all that run."""
@@ -117,13 +123,13 @@ class Processes:
 
 
 def _started_at(pid: int) -> str:
-    """Return the start time of a live process in clock ticks, or nothing; a zombie is not alive."""
+    """Return the start time of a process in clock ticks; a zombie counts as dead."""
     try:
         # The second field, the command's name, may hold anything: count from its closing bracket.
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except FileNotFoundError:
-        return "gone"
-    return "zombie" if fields[0] == "Z" else fields[19]
+        return DEAD
+    return DEAD if fields[0] == "Z" else fields[19]
 
 
 def require_commands(*names: str) -> None:
