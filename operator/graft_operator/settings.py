@@ -97,7 +97,7 @@ class OperatorSettings:
     watch_workers: int = 64
     """Events handled at the same time."""
     secret_seconds: float = 30.0
-    """How long a tenant's Secret is remembered: Secrets are read by name and never watched."""
+    """Pause between two looks at a Secret that a spec names: it is read by name, never watched."""
     event_repeat_seconds: float = 300.0
     """Shortest time between two equal Events about one object."""
     stuck_seconds: float = 300.0

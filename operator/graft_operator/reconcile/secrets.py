@@ -33,7 +33,7 @@ class SecretReader:
 
     def __init__(self, cluster: Cluster, ttl_seconds: float) -> None:
         self._cluster = cluster
-        self._ttl_seconds = ttl_seconds
+        self.ttl_seconds = ttl_seconds
         self._views: dict[SecretName, tuple[float, SecretView]] = {}
 
     def invalidate(self, name: SecretName) -> None:
@@ -58,7 +58,7 @@ class SecretReader:
         view = await self._fetch(name)
         # A Secret that cannot be used is looked at again each time: its owner is mending it.
         if view.credential is not None:
-            self._views[name] = (now + self._ttl_seconds, view)
+            self._views[name] = (now + self.ttl_seconds, view)
         return view
 
     async def _fetch(self, name: SecretName) -> SecretView:

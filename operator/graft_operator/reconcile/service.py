@@ -90,9 +90,12 @@ async def reconcile_service(world: World, key: ObjectKey) -> float | None:
         return None
     observed = await _observe(world, manifest, service)
     plan = _plan(world, observed)
-    pause = await _act(world, observed, plan)
+    pauses = [await _act(world, observed, plan)]
     await _conclude(world, observed, plan)
-    return pause
+    if observed.secrets:
+        # No watch tells that one has changed, or may be read from now on.
+        pauses.append(world.secrets.ttl_seconds)
+    return min((pause for pause in pauses if pause is not None), default=None)
 
 
 def _forget(world: World, key: ObjectKey) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from graft_operator.settings import OperatorSettings
@@ -91,3 +92,26 @@ async def test_of_a_service_elsewhere_another_operator_has_the_last_word(
         stored = api.store.find("loraadapters", "theirs", "team-a")
         assert stored is not None
         assert stored["status"]["conditions"] == [SOMEBODY_ELSES]
+
+
+async def test_a_secret_that_appears_or_changes_is_seen_without_any_event(
+    api: KubeApi, node: KubeNode, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, secret_seconds=0.2)
+    api.create(service())
+
+    def reason() -> str:
+        return condition(api.store.find("inferenceservices", "tiny"), "Accepted")[1]
+
+    def values() -> set[str]:
+        stored = api.store.select("secrets")
+        return {text for each in stored for text in (each.get("data") or {}).values()}
+
+    async with run_operator_thread(api, tmp_path, settings) as operator:
+        await until(operator, lambda: reason() == "SecretNotFound")
+        api.create(secret())
+        await until(operator, lambda: reason() == "Accepted")
+        before = values()
+        api.change("secrets", "keys", {"data": {"secretAccessKey": "bmV3"}})
+        # The new value, and the copy that pods mount.
+        await until(operator, lambda: len(values() - before) == 2)
