@@ -57,8 +57,8 @@ MALFORMED: dict[str, bytes] = {
     "a header nested deeply": assemble(b'{"a":' * 90_000),
     "a name twice": assemble(
         b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
-        b'"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}',
-        b"xx",
+        b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b"x",
     ),
     "a tensor that is a number": assemble({"a": 1}),
     "a tensor without offsets": assemble({"a": {"dtype": "U8", "shape": [1]}}),

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from graft_protocol.digest import manifest_digest
+from graft_protocol.digest import canonical_manifest, manifest_digest
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
 from graft_runtime.sources.cache_entry import CacheEntry, Kind
@@ -84,12 +84,16 @@ def test_a_text_that_is_no_digest_never_becomes_a_path(cache: DiskCache) -> None
             cache.open(Kind.ADAPTER, text)
 
 
-@pytest.mark.parametrize("damage", ["manifest", "files/x", "size"])
+@pytest.mark.parametrize("damage", ["manifest", "files/x", "size", "exchanged"])
 def test_a_damaged_entry_is_not_opened_and_can_be_replaced(cache: DiskCache, damage: str) -> None:
     entry = put(cache, numbered(1))
     entry.close()
     if damage == "size":
         (entry.files_dir / "x").write_bytes(b"short")
+    elif damage == "exchanged":  # consistent in itself, and not what the name promises
+        (entry.files_dir / "x").write_bytes(numbered(2)["x"])
+        manifest = canonical_manifest(records_of(numbered(2)))
+        (entry.path / "manifest").write_bytes(manifest)
     else:
         (entry.path / damage).unlink()
     assert cache.open(Kind.ADAPTER, entry.digest) is None

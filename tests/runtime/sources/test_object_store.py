@@ -89,6 +89,20 @@ async def test_siblings_subfolders_and_folder_markers_are_not_listed(s3: S3) -> 
     assert [file.name for file in await source_at(s3, "s3://siblings/t/a1").list_files()] == ["x"]
 
 
+async def test_the_marker_of_a_folder_at_the_root_is_no_file(s3: S3) -> None:
+    s3.put("markers", {"a/": b"", "a/x": b"1"})
+    assert [file.name for file in await source_at(s3, "s3://markers/a").list_files()] == ["x"]
+
+
+async def test_an_object_of_another_size_than_listed_has_changed(s3: S3) -> None:
+    """Some stores give no ETag; then the size is what is left to compare."""
+    s3.put("sizes", {"a/x": b"123"})
+    for listed in (2, 5):
+        with pytest.raises(ReasonedError) as caught:
+            await read(source_at(s3, "s3://sizes/a"), SourceFile("x", listed, None))
+        assert caught.value.reason is Reason.SOURCE_CHANGED
+
+
 async def test_a_whole_bucket_can_be_a_source(s3: S3) -> None:
     s3.put("root", {"x": b"1", "below/y": b"2"})
     source = source_at(s3, "s3://root")
