@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from graft_runtime.engine.kv_cache import BlockPool
+from graft_runtime.engine.outputs import NO_TOKEN, NOT_FINITE, RowOutput, row_outputs, token_output
 from graft_runtime.engine.plan import StepPlan, StepResult, build_plan
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.residency import Residency, Slots
 from graft_runtime.engine.scheduler import Row, Scheduler, SchedulerLimits
+from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.ipc.messages import (
     AdapterResidency,
     EngineStats,
@@ -27,10 +29,8 @@ from graft_runtime.ipc.messages import (
 
 logger = logging.getLogger(__name__)
 
-NOT_FINITE = -1
-
-RowResult = tuple[int, float | None] | Exception
-"""What a step gave a row: a token and its log probability, or the error that it alone caused."""
+RowResult = RowOutput | Exception
+"""What a step gave a row, or the error that it alone caused."""
 
 
 class Handle(Protocol):
@@ -99,6 +99,7 @@ class Engine:
         self._arrivals += 1
         sampling = message.sampling
         eos_ids = frozenset() if sampling.ignore_eos else self.limits.eos_ids
+        stop_ids = eos_ids | frozenset(sampling.stop_token_ids)
         request = Request(
             request_id=message.request_id,
             tokens=list(message.token_ids),
@@ -106,7 +107,8 @@ class Engine:
             sampling=sampling,
             adapter=message.adapter,
             arrival=self._arrivals,
-            stop_ids=eos_ids | frozenset(sampling.stop_token_ids),
+            stop_ids=stop_ids,
+            rules=TokenRules.of(sampling, message.token_ids, stop_ids),
         )
         if request.adapter is not None:
             self._residency.acquire(request.adapter)
@@ -221,13 +223,7 @@ class Engine:
 
     def _launch(self, rows: Sequence[Row]) -> list[RowResult]:
         plan = build_plan(rows, self.limits.scheduler.block_size)
-        result = self._runner.launch(plan).result()
-        logprobs = result.logprobs_S
-        sampled = iter(
-            (token, None if logprobs is None else float(logprobs[index]))
-            for index, token in enumerate(result.token_ids_S.tolist())
-        )
-        return [next(sampled) if row.samples else (NOT_FINITE, None) for row in rows]
+        return list(row_outputs(rows, self._runner.launch(plan).result()))
 
     def _retire(self, rows: Sequence[Row], results: Sequence[RowResult]) -> None:
         for row, result in zip(rows, results, strict=True):
@@ -238,21 +234,18 @@ class Engine:
             samples = row.samples
             self._count(row)
             self._scheduler.complete(row)
+            request.prompt_scores += result.prompt_scores
             if samples:
-                self._deliver(request, *result)
+                self._deliver(request, result)
 
-    def _deliver(self, request: Request, token: int, logprob: float | None) -> None:
-        if token == NOT_FINITE:
-            self._end(request, "error", "the model's output for this request is not a number")
+    def _deliver(self, request: Request, result: RowOutput) -> None:
+        token = result.token
+        if token in _NO_OUTPUT:
+            self._end(request, "error", _NO_OUTPUT[token])
             return
         self._counters.generation_tokens += 1
         finish = request.append(token, self.limits.max_model_len)
-        logprobs = [logprob] if request.sampling.logprobs and logprob is not None else None
-        self._report.outputs.append(
-            TokenOutput(
-                request.request_id, [token], logprobs, finish, num_cached=request.num_cached
-            )
-        )
+        self._report.outputs.append(token_output(request, result, finish))
         if finish is not None:
             self._end(request)
 
@@ -268,6 +261,12 @@ class Engine:
             self._residency.give_back(request.adapter)
         if finish is not None:
             self._report.outputs.append(_ended(request.request_id, finish, error))
+
+
+_NO_OUTPUT = {
+    NOT_FINITE: "the model's output for this request is not a number",
+    NO_TOKEN: "the request's own rules allow no token here",
+}
 
 
 def _ended(request_id: str, finish: FinishReason, error: str | None) -> TokenOutput:

@@ -2,7 +2,8 @@
 
 Because it is plain numbers it can be sent to tensor-parallel ranks as it is.
 
-Shape legend: T tokens, R rows (requests), S rows whose logits are wanted, N block ids of all rows.
+Shape legend: T tokens, R rows (requests), S rows that get a new token, P tokens of prompts that are
+scored, K likeliest tokens, N block ids of all rows.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from graft_runtime.engine.sampling_plan import build_sampling
 from graft_runtime.engine.scheduler import Row
-
-IntArray = npt.NDArray[np.int64]
+from graft_runtime.sampling.batch import FloatArray, IntArray, SamplingBatch
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,45 @@ class StepPlan:
     adapter_slots_R: IntArray
     logits_rows_S: IntArray
     """Indices into T."""
-    temperature_S: npt.NDArray[np.float32]
-    top_k_S: npt.NDArray[np.int32]
-    top_p_S: npt.NDArray[np.float32]
-    seed_S: npt.NDArray[np.uint64]
-    output_index_S: IntArray
-    """Position of the sampled token in its request's output; counts for the random numbers."""
-    wants_logprobs: bool
+    sampling: SamplingBatch
+    """Of the S rows."""
+    prompt_rows_P: IntArray
+    """Indices into T: whose logits say what the model thought of the token after it."""
+    prompt_targets_P: IntArray
+    """The tokens after them."""
+    num_prompt_top: int
+    """How many of the likeliest tokens are wanted with each of them."""
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The likeliest tokens per row, the best first; -infinity marks one that is out."""
+
+    ids_SK: IntArray
+    logprobs_SK: FloatArray
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """What the model thought of prompts' tokens."""
+
+    logprobs_P: FloatArray
+    ranks_P: IntArray
+    top_ids_PK: IntArray
+    top_logprobs_PK: FloatArray
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The sampled tokens, one per row of logits. A token of -1 means its logits were not finite."""
+    """The sampled tokens, one per row that gets one.
 
-    token_ids_S: npt.NDArray[np.int64]
-    logprobs_S: npt.NDArray[np.float32] | None
+    A negative token says why there is none; see `graft_runtime.sampling.sampler`.
+    """
+
+    token_ids_S: IntArray
+    logprobs_S: FloatArray | None
+    top: TopTokens | None = None
+    prompt: PromptScores | None = None
 
 
 def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
@@ -64,8 +88,7 @@ def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
     positions_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - computed, counts)
     block_index_T = np.repeat(block_starts[:-1], counts) + positions_T // block_size
     sampled = [index for index, row in enumerate(rows) if row.samples]
-    requests = [rows[index].request for index in sampled]
-    sampling = [request.sampling for request in requests]
+    prompt_rows_P, prompt_targets_P = _prompt_scores(rows, query_starts)
     return StepPlan(
         token_ids_T=np.array(
             [token for row in rows for token in _tokens(row)],
@@ -79,18 +102,27 @@ def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
         block_ids_N=block_ids_N,
         adapter_slots_R=np.array([row.request.slot for row in rows], dtype=np.int64),
         logits_rows_S=query_starts[1:][sampled] - 1,
-        temperature_S=np.array([one.temperature for one in sampling], dtype=np.float32),
-        top_k_S=np.array([one.top_k for one in sampling], dtype=np.int32),
-        top_p_S=np.array([one.top_p for one in sampling], dtype=np.float32),
-        seed_S=np.array([one.seed for one in sampling], dtype=np.uint64),
-        output_index_S=np.array([request.num_output for request in requests], dtype=np.int64),
-        wants_logprobs=any(one.logprobs for one in sampling),
+        sampling=build_sampling([rows[index].request for index in sampled]),
+        prompt_rows_P=prompt_rows_P,
+        prompt_targets_P=prompt_targets_P,
+        num_prompt_top=max((row.request.sampling.prompt_logprobs or 0 for row in rows), default=0),
     )
 
 
 def _tokens(row: Row) -> list[int]:
     start = row.request.num_computed
     return row.request.tokens[start : start + row.num_tokens]
+
+
+def _prompt_scores(rows: Sequence[Row], query_starts: IntArray) -> tuple[IntArray, IntArray]:
+    """Return which logits score which tokens of prompts."""
+    indices: list[IntArray] = []
+    targets: list[int] = []
+    for row, start in zip(rows, query_starts[:-1].tolist(), strict=True):
+        scored = row.scored
+        indices.append(np.arange(scored.start, scored.stop) - row.request.num_computed + start - 1)
+        targets += row.request.tokens[scored.start : scored.stop]
+    return np.concatenate(indices), np.array(targets, dtype=np.int64)
 
 
 def _starts(counts: IntArray) -> IntArray:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from graft_runtime.engine.kv_cache import BlockKey, next_key, root_key
-from graft_runtime.ipc.messages import FinishReason, Sampling
+from graft_runtime.engine.token_rules import TokenRules
+from graft_runtime.ipc.messages import FinishReason, Sampling, TokenScore
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +25,7 @@ class Request:
     arrival: int
     """Order of arrival, the only notion of age in the scheduler."""
     stop_ids: frozenset[int] = frozenset()
+    rules: TokenRules | None = None
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     keys: list[BlockKey] = field(default_factory=list)
@@ -34,6 +36,15 @@ class Request:
     """Prompt tokens that were found in the cache when it was first admitted."""
     admitted: bool = False
     """Whether it has run before; a second time means that it was preempted."""
+
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+    """Of the prompt's second token and those after it, as far as known."""
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether tokens of its prompt are still to be scored, so that none may come from cache."""
+        wanted = self.sampling.prompt_logprobs is not None
+        return wanted and len(self.prompt_scores) < self.num_prompt - 1
 
     @property
     def num_output(self) -> int:
@@ -56,6 +67,8 @@ class Request:
     def append(self, token_id: int, max_model_len: int) -> FinishReason | None:
         """Add a sampled token and tell whether the request ends with it."""
         self.tokens.append(token_id)
+        if self.rules is not None:
+            self.rules.add(token_id)
         if token_id in self.stop_ids:
             return "stop"
         if self.num_output >= self.sampling.max_tokens or len(self.tokens) >= max_model_len:

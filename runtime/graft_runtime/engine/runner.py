@@ -1,6 +1,7 @@
 """Run a step plan on the model: the only place where the engine meets tensors.
 
-Shape legend: S rows whose logits are wanted, V vocabulary.
+Shape legend: S rows that get a new token, P tokens of prompts that are scored, K likeliest tokens,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from graft_runtime.engine.plan import StepPlan, StepResult
+from graft_runtime.engine.plan import PromptScores, StepPlan, StepResult, TopTokens
 from graft_runtime.layers.batch import ForwardBatch
-from graft_runtime.sampling.sampler import SamplingBatch, sample
+from graft_runtime.sampling.logprobs import Scores, rank, score
+from graft_runtime.sampling.sampler import Sampled, sample
 
 
 class Model(Protocol):
@@ -27,14 +29,25 @@ class Model(Protocol):
 class StepHandle:
     """A launched step. On a CPU it has already run; on a device `result` waits for it."""
 
-    def __init__(self, token_ids_S: Tensor, logprobs_S: Tensor | None) -> None:
-        self._token_ids_S = token_ids_S
-        self._logprobs_S = logprobs_S
+    def __init__(self, sampled: Sampled, prompt: tuple[Scores, Tensor] | None) -> None:
+        """Keep what the step left on the device.
+
+        Args:
+            sampled: Tokens and their log probabilities.
+            prompt: Scores and ranks [P] of prompts' tokens.
+        """
+        self._sampled = sampled
+        self._prompt = prompt
 
     def result(self) -> StepResult:
         """Wait for the step and return its tokens."""
-        logprobs = None if self._logprobs_S is None else self._logprobs_S.cpu().numpy()
-        return StepResult(self._token_ids_S.cpu().numpy(), logprobs)
+        token_ids_S, logprobs_S, ids_SK, top_SK = self._sampled
+        return StepResult(
+            token_ids_S.cpu().numpy(),
+            None if logprobs_S is None else logprobs_S.cpu().numpy(),
+            None if ids_SK is None or top_SK is None else _top(ids_SK, top_SK),
+            None if self._prompt is None else _prompt_scores(*self._prompt),
+        )
 
 
 class Runner:
@@ -47,15 +60,21 @@ class Runner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> StepHandle:
         """Start a step: the forward pass, then sampling from its logits."""
-        logits_SV = self._model.forward(self._forward_batch(plan))
-        if not len(plan.logits_rows_S):
-            return StepHandle(torch.empty(0, dtype=torch.int64), None)
-        sampled = sample(logits_SV, _sampling_batch(plan))
-        return StepHandle(sampled.token_ids_S, sampled.logprobs_S)
+        logits = self._model.forward(self._forward_batch(plan))
+        num_sampled = len(plan.logits_rows_S)
+        sampled = Sampled(torch.empty(0, dtype=torch.int64), None)
+        if num_sampled:
+            sampled = sample(logits[:num_sampled], plan.sampling)
+        if not len(plan.prompt_rows_P):
+            return StepHandle(sampled, None)
+        targets_P = self._tensor(plan.prompt_targets_P)
+        scores = score(logits[num_sampled:], targets_P, plan.num_prompt_top)
+        return StepHandle(sampled, (scores, rank(logits[num_sampled:], targets_P)))
 
     def _forward_batch(self, plan: StepPlan) -> ForwardBatch:
         bounds = zip(plan.block_starts[:-1].tolist(), plan.block_starts[1:].tolist(), strict=True)
         blocks = plan.block_ids_N.tolist()
+        logits_rows = np.concatenate((plan.logits_rows_S, plan.prompt_rows_P))
         return ForwardBatch(
             token_ids_T=self._tensor(plan.token_ids_T),
             positions_T=self._tensor(plan.positions_T),
@@ -64,19 +83,21 @@ class Runner:
             seq_lens=plan.seq_lens_R.tolist(),
             block_tables=[blocks[start:end] for start, end in bounds],
             adapter_slots=plan.adapter_slots_R.tolist(),
-            logits_rows_S=self._tensor(plan.logits_rows_S),
+            logits_rows_S=self._tensor(logits_rows),
         )
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
 
 
-def _sampling_batch(plan: StepPlan) -> SamplingBatch:
-    return SamplingBatch(
-        temperature_S=plan.temperature_S,
-        top_k_S=plan.top_k_S,
-        top_p_S=plan.top_p_S,
-        seed_S=plan.seed_S,
-        position_S=plan.output_index_S,
-        logprobs=plan.wants_logprobs,
+def _top(ids_SK: Tensor, logprobs_SK: Tensor) -> TopTokens:
+    return TopTokens(ids_SK.cpu().numpy(), logprobs_SK.cpu().numpy())
+
+
+def _prompt_scores(scores: Scores, ranks_P: Tensor) -> PromptScores:
+    return PromptScores(
+        scores.logprobs_m.cpu().numpy(),
+        ranks_P.cpu().numpy(),
+        scores.top_ids_mK.cpu().numpy(),
+        scores.top_logprobs_mK.cpu().numpy(),
     )

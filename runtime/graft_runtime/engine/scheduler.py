@@ -23,6 +23,9 @@ class SchedulerLimits:
     max_batch_tokens: int
     max_running: int
     max_chunk_tokens: int
+    max_scored_tokens: int = 256
+    """Tokens of scored prompts in one step. Each has a row of logits, which is as long as the
+    vocabulary: this bounds the memory they take."""
 
 
 class Row(NamedTuple):
@@ -35,6 +38,15 @@ class Row(NamedTuple):
     def samples(self) -> bool:
         """Whether this part reaches the last token, so that a new one is sampled."""
         return self.num_tokens == self.request.num_remaining
+
+    @property
+    def scored(self) -> range:
+        """Positions of the prompt's tokens whose scores this part brings."""
+        request = self.request
+        if not request.is_scoring:
+            return range(0)
+        first = max(request.num_computed, len(request.prompt_scores)) + 1
+        return range(first, min(request.num_computed + self.num_tokens + 1, request.num_prompt))
 
 
 AdapterGate = Callable[[str], int | None]
@@ -56,6 +68,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
         self._waiting: list[Request] = []
+        self._scoring_left = 0
 
     @property
     def num_running(self) -> int:
@@ -92,6 +105,7 @@ class Scheduler:
     def schedule(self) -> list[Row]:
         """Choose the next step's rows and give them the blocks they will write to."""
         rows: list[Row] = []
+        self._scoring_left = self.limits.max_scored_tokens
         budget = self._schedule_decodes(rows, self.limits.max_batch_tokens)
         has_decodes = bool(rows)
         budget = self._schedule_prompts(rows, budget, has_decodes=has_decodes)
@@ -132,7 +146,7 @@ class Scheduler:
 
     def _schedule_prompts(self, rows: list[Row], budget: int, *, has_decodes: bool) -> int:
         for request in self._running:
-            if request.num_remaining > 1 and budget:
+            if request.num_remaining > 1 and budget and self._may_score(request):
                 rows.append(self._chunk(request, budget, has_decodes=has_decodes))
                 budget -= rows[-1].num_tokens
         return budget
@@ -140,6 +154,8 @@ class Scheduler:
     def _schedule_waiting(self, rows: list[Row], budget: int, *, has_decodes: bool) -> None:
         for request in list(self._waiting):
             if not budget or self.num_running >= self.limits.max_running:
+                return
+            if not self._may_score(request):
                 return
             slot = 0 if request.adapter is None else self._gate(request.adapter)
             if slot is None:
@@ -152,7 +168,9 @@ class Scheduler:
     def _admit(self, request: Request, slot: int) -> bool:
         size = self.limits.block_size
         # The last token is always computed: its logits are what the request came for.
-        shareable = request.block_keys((len(request.tokens) - 1) // size, size)
+        # Nor may anything come from the cache while the prompt's tokens are scored.
+        num_shareable = 0 if request.is_scoring else (len(request.tokens) - 1) // size
+        shareable = request.block_keys(num_shareable, size)
         found = self.pool.find(shareable)
         self.pool.share(found)  # before anything is allocated, or it might be evicted for that
         missing = blocks_for(len(request.tokens), size) - len(found)
@@ -180,7 +198,13 @@ class Scheduler:
 
     def _chunk(self, request: Request, budget: int, *, has_decodes: bool) -> Row:
         limit = min(budget, self.limits.max_chunk_tokens) if has_decodes else budget
+        if request.is_scoring:
+            limit = min(limit, self._scoring_left)
+            self._scoring_left -= min(request.num_remaining, limit)
         return Row(request, min(request.num_remaining, limit))
+
+    def _may_score(self, request: Request) -> bool:
+        return self._scoring_left > 0 or not request.is_scoring
 
     def _ensure_room(self, request: Request) -> bool:
         """Give a decoding request the block for its next token, at the youngest's expense."""

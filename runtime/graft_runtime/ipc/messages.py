@@ -20,13 +20,43 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int = 0
     """0 means off."""
     top_p: float = 1.0
+    min_p: float = 0.0
+    """Least probability relative to the best token's; 0 means off."""
+    typical_p: float = 1.0
+    """Locally typical mass; 1 means off."""
+    repetition_penalty: float = 1.0
+    """Of tokens in prompt and output; 1 means off."""
+    presence_penalty: float = 0.0
+    """Of tokens in the output; 0 means off."""
+    frequency_penalty: float = 0.0
+    """Of tokens in the output, for each occurrence; 0 means off."""
+    logit_bias: dict[int, float] = {}
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that never come to stand in the output as a whole."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """None allows all."""
+    min_tokens: int = 0
+    """Nothing of ``stop_token_ids`` and the model's end tokens comes before so many tokens."""
     seed: int = 0
     """Unsigned 64 bit. The server draws one where the client gave none."""
+    sample_index: int = 0
+    """Which of several answers with one seed this is."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the output beside the model's own end tokens."""
     ignore_eos: bool = False
     logprobs: bool = False
     """Whether each token's log probability is returned."""
+    top_logprobs: int = 0
+    """How many of the likeliest tokens are returned with each token; needs ``logprobs``."""
+    processed_logprobs: bool = False
+    """Whether these are of the distribution that was drawn from, not of the model's own."""
+    prompt_logprobs: int | None = None
+    """As ``top_logprobs`` for each token of the prompt but the first; None returns nothing."""
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the tokens so far have a say in the next one's probability."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
 
 # server -> engine
@@ -100,6 +130,16 @@ class EngineRefused(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+    """What the model thought of one token of the prompt."""
+
+    logprob: float
+    rank: int
+    """1 for the likeliest token."""
+    top: list[tuple[int, float]]
+    """The likeliest tokens there, the best first."""
+
+
 class TokenOutput(msgspec.Struct, frozen=True):
     """What one step gave one request: 0..n tokens, and the end if this was it."""
 
@@ -111,6 +151,10 @@ class TokenOutput(msgspec.Struct, frozen=True):
     """Only with ``finish_reason`` "error"."""
     num_cached: int = 0
     """Prompt tokens that did not have to be computed."""
+    top_logprobs: list[list[tuple[int, float]]] | None = None
+    """Per token the likeliest ones there, the best first; none that is out of the question."""
+    prompt_scores: list[TokenScore] | None = None
+    """Of the prompt's second token and all after it; in a request's first output."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):

@@ -35,17 +35,19 @@ def philox4x32(counter: tuple[Words, ...], key: tuple[Words, ...]) -> tuple[Word
 
 
 def uniforms(
-    seed_S: npt.NDArray[np.uint64], position_S: npt.NDArray[np.int64], sample_index: int = 0
+    seed_S: npt.NDArray[np.uint64],
+    position_S: npt.NDArray[np.int64],
+    sample_index: npt.NDArray[np.int64] | int = 0,
 ) -> npt.NDArray[np.float64]:
     """Return one number in ``[0, 1)`` per row, a function of its arguments alone.
 
     Args:
         seed_S: Seed of each row's request.
         position_S: Index of the token in its request's output.
-        sample_index: Which of several answers to one request.
+        sample_index: Which of several answers to one request; one for all rows, or one per row.
     """
     positions = position_S.astype(np.uint64)
-    index = np.full_like(positions, sample_index)
+    index = np.broadcast_to(np.asarray(sample_index, dtype=np.uint64), positions.shape)
     counter = (positions & _LOW, positions >> _32, index, np.zeros_like(positions))
     first, second, _, _ = philox4x32(counter, (seed_S & _LOW, seed_S >> _32))
     # 53 bits: every value is a float64, and 1.0 cannot appear.

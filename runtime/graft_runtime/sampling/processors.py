@@ -44,6 +44,36 @@ def keep_top_p(scores_nV: Tensor, top_p_n: Tensor) -> Tensor:
     return scores_nV.masked_fill(is_out_nV, float("-inf"))
 
 
+def keep_min_p(scores_nV: Tensor, min_p_n: Tensor) -> Tensor:
+    """Keep tokens at least ``min_p`` times as probable as the row's best; 0 keeps all.
+
+    Source: arXiv:2407.01082.
+    """
+    # Of logarithms: no softmax is needed, and a very small p cannot round to zero.
+    least_n1 = scores_nV.amax(dim=-1, keepdim=True) + min_p_n.log()[:, None]
+    return scores_nV.masked_fill(scores_nV < least_n1, float("-inf"))
+
+
+def keep_typical(scores_nV: Tensor, mass_n: Tensor) -> Tensor:
+    """Keep the tokens whose surprise is nearest to the row's entropy, until they reach the mass.
+
+    At least one token stays; a mass of 1 keeps all.
+
+    Source: arXiv:2202.00666.
+    """
+    log_probs_nV = scores_nV.log_softmax(dim=-1)
+    probs_nV = log_probs_nV.exp()
+    # A token that is out has a product of NaN, and adds nothing.
+    entropy_n1 = -(log_probs_nV * probs_nV).nansum(dim=-1, keepdim=True)
+    distance_nV = (-log_probs_nV - entropy_n1).abs()
+    nearest = distance_nV.sort(dim=-1, stable=True)
+    reached_nV = probs_nV.gather(-1, nearest.indices).cumsum(dim=-1, dtype=torch.float64)
+    last_n1 = (reached_nV < mass_n[:, None]).sum(dim=-1, keepdim=True)
+    last_n1.clamp_(max=scores_nV.shape[-1] - 1)
+    is_out_nV = distance_nV > nearest.values.gather(-1, last_n1)
+    return scores_nV.masked_fill(is_out_nV & (mass_n < 1)[:, None], float("-inf"))
+
+
 def _last_kept(best_nM: Tensor, total_n1: Tensor, top_p_n: Tensor) -> tuple[Tensor, Tensor]:
     """Return the score of each row's last kept token, and whether p was reached among the M."""
     probs_nM = (best_nM - total_n1).exp()

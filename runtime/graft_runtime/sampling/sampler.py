@@ -2,12 +2,13 @@
 
 Each row's token depends on its own logits and parameters alone, whatever batch it came in.
 
-Shape legend: S rows, V vocabulary, n rows that are drawn (not greedy).
+Shape legend: S rows, V vocabulary, n rows that are processed (drawn or edited), d rows that are
+drawn (not greedy), K likeliest tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,79 +16,132 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from graft_runtime.sampling.batch import SamplingBatch
+from graft_runtime.sampling.logprobs import Scores, score
+from graft_runtime.sampling.penalties import apply_edits
 from graft_runtime.sampling.philox import uniforms
-from graft_runtime.sampling.processors import keep_top_k, keep_top_p
+from graft_runtime.sampling.processors import keep_min_p, keep_top_k, keep_top_p, keep_typical
 
 NOT_FINITE = -1
 """Stands in for the token of a row whose logits hold NaN or infinity."""
+NO_TOKEN = -2
+"""Stands in for the token of a row whose own rules forbid every token."""
 
-
-@dataclass(frozen=True)
-class SamplingBatch:
-    """Parameters of each row, as arrays on the host."""
-
-    temperature_S: npt.NDArray[np.float32]
-    """0 is greedy."""
-    top_k_S: npt.NDArray[np.int32]
-    """0 is off."""
-    top_p_S: npt.NDArray[np.float32]
-    """1 is off."""
-    seed_S: npt.NDArray[np.uint64]
-    position_S: npt.NDArray[np.int64]
-    """Index of the token in its request's output."""
-    logprobs: bool
-    """Whether anyone wants log probabilities."""
+Rows = npt.NDArray[np.intp]
 
 
 class Sampled(NamedTuple):
     """What `sample` returns, on the device of the logits."""
 
     token_ids_S: Tensor
-    """int64; `NOT_FINITE` where a row's logits are broken."""
+    """int64; `NOT_FINITE` or `NO_TOKEN` where there is none."""
     logprobs_S: Tensor | None
-    """float32 log-softmax of the unprocessed logits at the token; NaN where there is none."""
+    """float32 log-softmax at the token; NaN where there is none."""
+    top_ids_SK: Tensor | None = None
+    """int64, the likeliest first; None when nobody wants any."""
+    top_logprobs_SK: Tensor | None = None
+    """float32; -infinity for tokens that are out."""
 
 
 def sample(logits_SV: Tensor, batch: SamplingBatch) -> Sampled:
     """Choose a token for each row. Raises nothing: a broken row must not fail its neighbours."""
     is_finite_S = torch.isfinite(logits_SV).all(dim=-1)
     tokens_S = logits_SV.argmax(dim=-1)
+    is_stuck_S = torch.zeros_like(is_finite_S)
+    rows = _processed_rows(batch)
+    scores_nV = None
+    if len(rows):
+        rows_n = torch.from_numpy(rows).to(logits_SV.device)
+        scores_nV = logits_SV[rows_n]
+        if batch.edits is not None:
+            apply_edits(scores_nV, batch.edits, rows)
+            is_stuck_S[rows_n] = scores_nV.amax(dim=-1) == float("-inf")
+        tokens_S[rows_n] = _choose(scores_nV, batch, rows)
+    scores = _score(logits_SV, scores_nV, tokens_S, batch, rows) if batch.wants_logprobs else None
+    tokens_S.masked_fill_(is_stuck_S, NO_TOKEN).masked_fill_(~is_finite_S, NOT_FINITE)
+    if scores is None:
+        return Sampled(tokens_S, None)
+    logprobs_S = scores.logprobs_m.masked_fill_(tokens_S < 0, float("nan"))
+    if not scores.top_ids_mK.shape[1]:
+        return Sampled(tokens_S, logprobs_S)
+    return Sampled(tokens_S, logprobs_S, scores.top_ids_mK, scores.top_logprobs_mK)
+
+
+def _processed_rows(batch: SamplingBatch) -> Rows:
+    """Return the rows that are more than the best of their logits, ascending."""
     drawn = np.flatnonzero(batch.temperature_S > 0)
-    if len(drawn):
-        rows_n = torch.from_numpy(drawn).to(logits_SV.device)
-        tokens_S[rows_n] = _draw(logits_SV[rows_n], batch, drawn)
-    logprobs_S = _logprobs(logits_SV, tokens_S, is_finite_S) if batch.logprobs else None
-    return Sampled(tokens_S.masked_fill_(~is_finite_S, NOT_FINITE), logprobs_S)
+    return drawn if batch.edits is None else np.union1d(drawn, batch.edits.rows())
 
 
-def _draw(logits_nV: Tensor, batch: SamplingBatch, rows: npt.NDArray[np.intp]) -> Tensor:
-    device = logits_nV.device
-    temperature_n = torch.from_numpy(batch.temperature_S[rows]).to(device)
+def _choose(scores_nV: Tensor, batch: SamplingBatch, rows: Rows) -> Tensor:
+    """Return the rows' tokens, and leave in ``scores_nV`` what they were chosen from."""
+    drawn = np.flatnonzero(batch.temperature_S[rows] > 0)
+    if not len(drawn):
+        return scores_nV.argmax(dim=-1)
+    every = len(drawn) == len(rows)
+    drawn_d = torch.from_numpy(drawn).to(scores_nV.device)
+    scores_dV = _narrow(scores_nV if every else scores_nV[drawn_d], batch, rows[drawn])
+    scores_nV[drawn_d] = scores_dV
+    tokens_n = torch.zeros_like(scores_nV[:, 0], dtype=torch.int64)
+    if not every:
+        tokens_n = scores_nV.argmax(dim=-1)
+    tokens_n[drawn_d] = _draw(scores_dV, batch, rows[drawn])
+    return tokens_n
+
+
+def _narrow(logits_dV: Tensor, batch: SamplingBatch, rows: Rows) -> Tensor:
+    """Apply temperature, then take out tokens, in the order of transformers."""
+    temperature_d = torch.from_numpy(batch.temperature_S[rows]).to(logits_dV.device)
     # The maximum goes to zero before the division: a tiny temperature must not reach infinity.
-    shifted_nV = logits_nV - logits_nV.amax(dim=-1, keepdim=True)
-    scores_nV = shifted_nV / temperature_n[:, None]
-    top_k, top_p = batch.top_k_S[rows], batch.top_p_S[rows]
-    if (top_k > 0).any():
-        scores_nV = keep_top_k(scores_nV, torch.from_numpy(top_k).to(device))
-    if (top_p < 1).any():
-        scores_nV = keep_top_p(scores_nV, torch.from_numpy(top_p).to(device))
-    uniform_n = torch.from_numpy(uniforms(batch.seed_S[rows], batch.position_S[rows]))
-    return _invert(scores_nV.softmax(dim=-1), uniform_n.to(device))
+    shifted_dV = logits_dV - logits_dV.amax(dim=-1, keepdim=True)
+    scores_dV = shifted_dV / temperature_d[:, None]
+    steps: tuple[tuple[Callable[[Tensor, Tensor], Tensor], npt.NDArray[np.generic], float], ...] = (
+        (keep_top_k, batch.top_k_S, 0),
+        (keep_top_p, batch.top_p_S, 1),
+        (keep_min_p, batch.min_p_S, 0),
+        (keep_typical, batch.typical_p_S, 1),
+    )
+    for keep, column_S, off in steps:
+        values = column_S[rows]
+        limited = np.flatnonzero(values != off)
+        if len(limited):
+            scores_dV = keep(scores_dV, torch.from_numpy(values).to(scores_dV.device))
+    return scores_dV
 
 
-def _invert(probs_nV: Tensor, uniform_n: Tensor) -> Tensor:
+def _draw(scores_dV: Tensor, batch: SamplingBatch, rows: Rows) -> Tensor:
+    numbers = uniforms(batch.seed_S[rows], batch.position_S[rows], batch.sample_index_S[rows])
+    uniform_d = torch.from_numpy(numbers).to(scores_dV.device)
+    return _invert(scores_dV.softmax(dim=-1), uniform_d)
+
+
+def _invert(probs_dV: Tensor, uniform_d: Tensor) -> Tensor:
     """Find the token at which the cumulative probability passes the uniform number."""
     # float64: over a large vocabulary float32 sums lose tokens of small probability.
-    cumulative_nV = probs_nV.cumsum(dim=-1, dtype=torch.float64)
-    total_n1 = cumulative_nV[:, -1:]
+    cumulative_dV = probs_dV.cumsum(dim=-1, dtype=torch.float64)
+    total_d1 = cumulative_dV[:, -1:]
     # Just below the total, so that rounding cannot point past the last possible token.
-    target_n1 = torch.minimum(uniform_n[:, None] * total_n1, total_n1.nextafter(total_n1 * 0))
-    token_n1 = torch.searchsorted(cumulative_nV, target_n1, right=True)
+    target_d1 = torch.minimum(uniform_d[:, None] * total_d1, total_d1.nextafter(total_d1 * 0))
+    token_d1 = torch.searchsorted(cumulative_dV, target_d1, right=True)
     # Only rows of NaN go past the end, and those are not finite anyway.
-    return token_n1[:, 0].clamp_(max=probs_nV.shape[-1] - 1)
+    return token_d1[:, 0].clamp_(max=probs_dV.shape[-1] - 1)
 
 
-def _logprobs(logits_SV: Tensor, tokens_S: Tensor, is_finite_S: Tensor) -> Tensor:
-    chosen_S = logits_SV.gather(-1, tokens_S[:, None])[:, 0]
-    logprobs_S = chosen_S - logits_SV.logsumexp(dim=-1)
-    return logprobs_S.masked_fill_(~is_finite_S, float("nan"))
+def _score(
+    logits_SV: Tensor,
+    scores_nV: Tensor | None,
+    tokens_S: Tensor,
+    batch: SamplingBatch,
+    rows: Rows,
+) -> Scores:
+    """Score the tokens by their logits, or by what they were chosen from where that is wanted."""
+    num_top = int(batch.num_top_S.max(initial=0))
+    scores = score(logits_SV, tokens_S, num_top)
+    processed = np.flatnonzero(batch.is_processed_S[rows])
+    if scores_nV is not None and len(processed):
+        local_m = torch.from_numpy(processed).to(logits_SV.device)
+        rows_m = torch.from_numpy(rows[processed]).to(logits_SV.device)
+        own = score(scores_nV[local_m], tokens_S[rows_m], num_top)
+        for whole, part in zip(scores, own, strict=True):
+            whole[rows_m] = part
+    return scores

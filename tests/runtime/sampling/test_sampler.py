@@ -1,7 +1,5 @@
 """Tokens follow the processed distribution, and a row's token never depends on its batch."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,27 +9,8 @@ from torch import Tensor
 
 from graft_runtime.sampling.philox import uniforms
 from graft_runtime.sampling.processors import keep_top_k, keep_top_p
-from graft_runtime.sampling.sampler import NOT_FINITE, SamplingBatch, sample
-
-VOCAB = 50
-
-
-def batch(rows: int, **columns: Any) -> SamplingBatch:
-    def column(name: str, default: float, dtype: type) -> Any:
-        return np.broadcast_to(np.asarray(columns.get(name, default), dtype=dtype), (rows,)).copy()
-
-    return SamplingBatch(
-        temperature_S=column("temperature", 1.0, np.float32),
-        top_k_S=column("top_k", 0, np.int32),
-        top_p_S=column("top_p", 1.0, np.float32),
-        seed_S=column("seed", 0, np.uint64),
-        position_S=column("position", 0, np.int64),
-        logprobs=columns.get("logprobs", False),
-    )
-
-
-def random_logits(rows: int, seed: int = 0, vocab: int = VOCAB) -> Tensor:
-    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * 2
+from graft_runtime.sampling.sampler import NOT_FINITE, sample
+from tests.support.sampling import VOCAB, batch, random_logits
 
 
 def reference_probs(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

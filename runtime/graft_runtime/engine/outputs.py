@@ -1,0 +1,87 @@
+"""From a step's arrays back to requests: what each row got, and the message that tells it.
+
+The engine calls it; it changes no request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graft_runtime.engine.plan import PromptScores, StepResult
+from graft_runtime.engine.request import Request
+from graft_runtime.engine.scheduler import Row
+from graft_runtime.ipc.messages import FinishReason, TokenOutput, TokenScore
+
+NOT_FINITE = -1
+NO_TOKEN = -2
+
+Alternatives = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class RowOutput:
+    """What a step gave one row."""
+
+    token: int = NOT_FINITE
+    """Negative where there is none."""
+    logprob: float | None = None
+    top: Alternatives | None = None
+    prompt_scores: Sequence[TokenScore] = ()
+
+
+def row_outputs(rows: Sequence[Row], result: StepResult) -> Iterator[RowOutput]:
+    """Yield each row's part of the result. Call before the rows are completed."""
+    sampled = 0
+    scored = 0
+    for row in rows:
+        prompt = _prompt_scores(row, result.prompt, scored)
+        scored += len(row.scored)
+        if not row.samples:
+            yield RowOutput(prompt_scores=prompt)
+            continue
+        logprob = None if result.logprobs_S is None else float(result.logprobs_S[sampled])
+        top = None
+        if result.top is not None:
+            ids, logprobs = result.top.ids_SK[sampled], result.top.logprobs_SK[sampled]
+            top = _alternatives(ids, logprobs, row.request.sampling.top_logprobs)
+        yield RowOutput(int(result.token_ids_S[sampled]), logprob, top, prompt)
+        sampled += 1
+
+
+def token_output(request: Request, row: RowOutput, finish: FinishReason | None) -> TokenOutput:
+    """Return the message for a request's new token; the first one brings the prompt's scores."""
+    sampling = request.sampling
+    with_scores = sampling.prompt_logprobs is not None and request.num_output == 1
+    has_logprobs = sampling.logprobs and row.logprob is not None
+    return TokenOutput(
+        request.request_id,
+        [row.token],
+        [row.logprob] if has_logprobs and row.logprob is not None else None,
+        finish,
+        num_cached=request.num_cached,
+        top_logprobs=[row.top] if sampling.top_logprobs and row.top is not None else None,
+        prompt_scores=request.prompt_scores if with_scores else None,
+    )
+
+
+def _prompt_scores(row: Row, prompt: PromptScores | None, start: int) -> list[TokenScore]:
+    if prompt is None:
+        return []
+    num_top = row.request.sampling.prompt_logprobs or 0
+    return [
+        TokenScore(
+            float(prompt.logprobs_P[index]),
+            int(prompt.ranks_P[index]),
+            _alternatives(prompt.top_ids_PK[index], prompt.top_logprobs_PK[index], num_top),
+        )
+        for index in range(start, start + len(row.scored))
+    ]
+
+
+def _alternatives(ids_K: Any, logprobs_K: Any, count: int) -> Alternatives:
+    """Return the first ``count`` tokens that are possible at all."""
+    pairs = zip(ids_K[:count].tolist(), logprobs_K[:count].tolist(), strict=True)
+    return [(id, logprob) for id, logprob in pairs if not math.isinf(logprob)]

@@ -1,0 +1,79 @@
+"""The sampling part of a step's plan: requests' parameters and token rules as flat arrays.
+
+Shape legend: see `graft_runtime.sampling.batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graft_runtime.engine.request import Request
+from graft_runtime.engine.token_rules import TokenRules, as_values
+from graft_runtime.ipc.messages import Sampling
+from graft_runtime.sampling.batch import Edits, IntArray, SamplingBatch
+
+
+def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
+    """Flatten the requests that get a token. Reads them, changes nothing."""
+    sampling = [request.sampling for request in requests]
+
+    def column(value: Callable[[Sampling], Any], dtype: npt.DTypeLike) -> Any:
+        return np.array([value(one) for one in sampling], dtype=dtype)
+
+    return SamplingBatch(
+        temperature_S=column(lambda one: one.temperature, np.float32),
+        top_k_S=column(lambda one: one.top_k, np.int32),
+        top_p_S=column(lambda one: one.top_p, np.float32),
+        min_p_S=column(lambda one: one.min_p, np.float32),
+        typical_p_S=column(lambda one: one.typical_p, np.float32),
+        seed_S=column(lambda one: one.seed, np.uint64),
+        sample_index_S=column(lambda one: one.sample_index, np.int64),
+        position_S=np.array([request.num_output for request in requests], dtype=np.int64),
+        wants_logprobs=any(one.logprobs for one in sampling),
+        num_top_S=column(lambda one: one.top_logprobs, np.int64),
+        is_processed_S=column(lambda one: one.processed_logprobs, np.bool_),
+        edits=_edits(requests),
+    )
+
+
+def _edits(requests: Sequence[Request]) -> Edits | None:
+    """Return what the requests' rules come to in this step; None when nothing."""
+    ruled = [(row, one, one.rules) for row, one in enumerate(requests) if one.rules is not None]
+    if not ruled:
+        return None
+    bias = [(row, *as_values(rules.bias(one.tokens, one.num_output))) for row, one, rules in ruled]
+    allowed = [(row, rules.allowed_ids) for row, _, rules in ruled if _limits(rules)]
+    counted = [(row, *counts) for row, _, rules in ruled if (counts := rules.counts()) is not None]
+    penalties_S3 = np.tile(np.array([1, 0, 0], dtype=np.float32), (len(requests), 1))
+    for row, _, rules in ruled:
+        penalties_S3[row] = rules.penalties()
+    return Edits(
+        bias_rows_B=_rows([(row, len(ids)) for row, ids, _ in bias]),
+        bias_ids_B=_joined([ids for _, ids, _ in bias]),
+        bias_B=_joined([values for _, _, values in bias], np.float32),
+        allowed_rows_A=_rows([(row, len(ids)) for row, ids in allowed]),
+        allowed_ids_A=_joined([ids for _, ids in allowed]),
+        counted_rows_C=_rows([(row, len(ids)) for row, ids, _ in counted]),
+        counted_ids_C=_joined([ids for _, ids, _ in counted]),
+        counts_C=_joined([counts for _, _, counts in counted]),
+        repetition_S=penalties_S3[:, 0],
+        presence_S=penalties_S3[:, 1],
+        frequency_S=penalties_S3[:, 2],
+    )
+
+
+def _limits(rules: TokenRules) -> bool:
+    return rules.sampling.allowed_token_ids is not None
+
+
+def _rows(lengths: Sequence[tuple[int, int]]) -> IntArray:
+    rows = np.array([row for row, _ in lengths], dtype=np.int64)
+    return np.repeat(rows, np.array([length for _, length in lengths], dtype=np.int64))
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike = np.int64) -> Any:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)

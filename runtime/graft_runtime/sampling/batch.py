@@ -1,0 +1,75 @@
+"""How each row of a step is sampled, as flat arrays on the host. Knows no request and no tensor.
+
+The engine's plan carries one; the sampler reads it.
+
+Shape legend: S rows whose next token is chosen, B biased tokens of all rows, A allowed tokens of
+all rows, C distinct tokens of the contexts of all penalised rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Changes to single tokens' logits, before anything is narrowed. Rows are indices into S."""
+
+    bias_rows_B: IntArray
+    bias_ids_B: IntArray
+    bias_B: FloatArray
+    """Added to the logit; -infinity forbids. Entries for one token add up."""
+    allowed_rows_A: IntArray
+    """A row that is named here may have no token but those named with it."""
+    allowed_ids_A: IntArray
+    counted_rows_C: IntArray
+    counted_ids_C: IntArray
+    """Each token at most once per row."""
+    counts_C: IntArray
+    """How often the row's output has it; 0 for one that only the prompt has."""
+    repetition_S: FloatArray
+    """1 is off. Divides positive and multiplies negative logits of counted tokens."""
+    presence_S: FloatArray
+    """0 is off. Subtracted once from tokens of the output."""
+    frequency_S: FloatArray
+    """0 is off. Subtracted for each time that the output has the token."""
+
+    def rows(self) -> IntArray:
+        """Return the rows that are changed, ascending."""
+        return np.unique(
+            np.concatenate((self.bias_rows_B, self.allowed_rows_A, self.counted_rows_C))
+        )
+
+
+@dataclass(frozen=True)
+class SamplingBatch:
+    """Parameters of each row."""
+
+    temperature_S: FloatArray
+    """0 is greedy."""
+    top_k_S: npt.NDArray[np.int32]
+    """0 is off."""
+    top_p_S: FloatArray
+    """1 is off."""
+    min_p_S: FloatArray
+    """0 is off."""
+    typical_p_S: FloatArray
+    """1 is off."""
+    seed_S: npt.NDArray[np.uint64]
+    sample_index_S: IntArray
+    """Which of several answers to one request the row is."""
+    position_S: IntArray
+    """Index of the token in its request's output."""
+    wants_logprobs: bool
+    """Whether anyone wants log probabilities."""
+    num_top_S: IntArray
+    """How many of the likeliest tokens are wanted with their log probabilities."""
+    is_processed_S: npt.NDArray[np.bool_]
+    """Whether log probabilities are those of the distribution that is drawn from."""
+    edits: Edits | None

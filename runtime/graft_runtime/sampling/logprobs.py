@@ -1,0 +1,46 @@
+"""Log probabilities of given tokens, of the likeliest ones, and a token's rank among all.
+
+Shape legend: m rows, V vocabulary, K likeliest tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Scores(NamedTuple):
+    """What a distribution says of one token per row and of its likeliest ones."""
+
+    logprobs_m: Tensor
+    """float32."""
+    top_ids_mK: Tensor
+    """int64, the likeliest first."""
+    top_logprobs_mK: Tensor
+    """float32; -infinity for tokens that are out."""
+
+
+def score(scores_mV: Tensor, tokens_m: Tensor, num_top: int) -> Scores:
+    """Return log-softmax values without making a whole row of them.
+
+    The likeliest token has bit for bit the value it has as the given token, so that a client can
+    tell by comparing that a choice was greedy.
+
+    Args:
+        scores_mV: Logits, processed or not.
+        tokens_m: int64 tokens to score.
+        num_top: K; at most the vocabulary.
+    """
+    total_m1 = scores_mV.logsumexp(dim=-1, keepdim=True)
+    chosen_m = (scores_mV.gather(-1, tokens_m[:, None]) - total_m1)[:, 0]
+    top = scores_mV.topk(min(num_top, scores_mV.shape[-1]), dim=-1)
+    return Scores(chosen_m, top.indices, top.values - total_m1)
+
+
+def rank(scores_mV: Tensor, tokens_m: Tensor) -> Tensor:
+    """Return each token's place by score, 1 for the likeliest; ties share the better place."""
+    chosen_m1 = scores_mV.gather(-1, tokens_m[:, None])
+    better_m: Tensor = (scores_mV > chosen_m1).sum(dim=-1)
+    return better_m + torch.ones_like(better_m)

@@ -1,0 +1,65 @@
+"""Change single tokens' scores: biases, bans, allowed sets and penalties, for all rows at once.
+
+Source: repetition penalty, arXiv:1909.05858 section 4.1; presence and frequency as OpenAI defines
+them. The order is vLLM's: what is allowed, biases, then penalties.
+
+Shape legend: n rows that are processed, V vocabulary, C counted tokens of all rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from graft_runtime.sampling.batch import Edits
+
+
+def apply_edits(scores_nV: Tensor, edits: Edits, rows: npt.NDArray[np.intp]) -> None:
+    """Change scores in place.
+
+    Args:
+        scores_nV: Logits of some rows.
+        edits: Of the whole step.
+        rows: Which row of the step each of the n is, ascending; all edited ones are among them.
+    """
+    if len(edits.allowed_rows_A):
+        _allow(scores_nV, *_place(edits.allowed_rows_A, edits.allowed_ids_A, rows, scores_nV))
+    if len(edits.bias_rows_B):
+        place = _place(edits.bias_rows_B, edits.bias_ids_B, rows, scores_nV)
+        bias_B = torch.from_numpy(edits.bias_B).to(scores_nV)
+        scores_nV.index_put_(place, bias_B, accumulate=True)
+    if len(edits.counted_rows_C):
+        _penalise(scores_nV, edits, rows)
+
+
+def _place(
+    rows_E: npt.NDArray[np.int64],
+    ids_E: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.intp],
+    like: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return where entries lie among the n rows."""
+    local_E = np.searchsorted(rows, rows_E)
+    return torch.from_numpy(local_E).to(like.device), torch.from_numpy(ids_E).to(like.device)
+
+
+def _allow(scores_nV: Tensor, rows_A: Tensor, ids_A: Tensor) -> None:
+    is_out_nV = torch.zeros_like(scores_nV, dtype=torch.bool)
+    is_out_nV[rows_A] = True
+    is_out_nV[rows_A, ids_A] = False
+    scores_nV.masked_fill_(is_out_nV, float("-inf"))
+
+
+def _penalise(scores_nV: Tensor, edits: Edits, rows: npt.NDArray[np.intp]) -> None:
+    rows_C, ids_C = _place(edits.counted_rows_C, edits.counted_ids_C, rows, scores_nV)
+    repetition_C, presence_C, frequency_C = (
+        torch.from_numpy(column_S[edits.counted_rows_C]).to(scores_nV)
+        for column_S in (edits.repetition_S, edits.presence_S, edits.frequency_S)
+    )
+    counts_C = torch.from_numpy(edits.counts_C).to(scores_nV)
+    scores_C = scores_nV[rows_C, ids_C]
+    scores_C = torch.where(scores_C > 0, scores_C / repetition_C, scores_C * repetition_C)
+    scores_C -= frequency_C * counts_C + presence_C * (counts_C > 0)
+    scores_nV[rows_C, ids_C] = scores_C

@@ -1,0 +1,188 @@
+"""Biases, bans, allowed sets and penalties, from a request's parameters to changed logits.
+
+What is tested is the whole way: parameters, a request's rules, flat arrays, scores.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+)
+
+from graft_runtime.engine.request import Request
+from graft_runtime.engine.sampling_plan import build_sampling
+from graft_runtime.engine.token_rules import TokenRules
+from graft_runtime.ipc.messages import Sampling
+from graft_runtime.sampling.penalties import apply_edits
+from graft_runtime.sampling.sampler import NO_TOKEN, sample
+from tests.support.sampling import VOCAB, random_logits
+
+PROMPT = [3, 4, 5, 3]
+OUTPUT = [5, 7, 7, 9]
+STOP = frozenset({1, 2})
+
+
+def request(prompt: list[int] = PROMPT, output: list[int] = OUTPUT, **parameters: Any) -> Request:
+    """Return a request that has generated ``output``."""
+    sampling = Sampling(max_tokens=100, **parameters)
+    made = Request(
+        "r",
+        list(prompt),
+        len(prompt),
+        sampling,
+        None,
+        0,
+        stop_ids=STOP,
+        rules=TokenRules.of(sampling, prompt, STOP),
+    )
+    for token in output:
+        made.append(token, 10_000)
+    return made
+
+
+def edited(requests: list[Request], logits: Tensor) -> Tensor:
+    edits = build_sampling(requests).edits
+    scores = logits.clone()
+    if edits is not None:
+        apply_edits(scores, edits, np.arange(len(requests)))
+    return scores
+
+
+def edited_one(made: Request, logits: Tensor) -> Tensor:
+    return edited([made], logits)
+
+
+def transformed(made: Request, logits: Tensor, *processors: Any) -> Tensor:
+    scores: Tensor = LogitsProcessorList(processors)(torch.tensor([made.tokens]), logits.clone())
+    return scores
+
+
+def test_a_request_without_rules_has_none() -> None:
+    assert request(temperature=0.3, top_k=4).rules is None
+    assert build_sampling([request(), request()]).edits is None
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
+def test_the_repetition_penalty_is_transformers(penalty: float) -> None:
+    logits = random_logits(1)
+    made = request(repetition_penalty=penalty)
+    expected = transformed(made, logits, RepetitionPenaltyLogitsProcessor(penalty))
+    assert torch.equal(edited_one(made, logits), expected)
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0.7, 0.0), (0.0, 0.4), (-1.5, 2.0)])
+def test_presence_and_frequency_count_the_output_alone(presence: float, frequency: float) -> None:
+    logits = random_logits(1)
+    made = request(presence_penalty=presence, frequency_penalty=frequency)
+    expected = logits[0].clone()
+    for token in set(OUTPUT):
+        expected[token] -= presence + frequency * OUTPUT.count(token)
+    torch.testing.assert_close(edited_one(made, logits)[0], expected)
+
+
+def test_all_penalties_together_follow_their_definitions() -> None:
+    logits = random_logits(1)
+    output = list(np.random.default_rng(0).integers(0, VOCAB, 300))
+    made = request(
+        output=[int(token) for token in output],
+        repetition_penalty=1.7,
+        presence_penalty=0.3,
+        frequency_penalty=0.2,
+    )
+    expected = logits[0].clone()
+    for token in {*PROMPT, *made.tokens}:
+        value = expected[token]
+        value = value / 1.7 if value > 0 else value * 1.7
+        count = output.count(token)
+        expected[token] = value - 0.2 * count - 0.3 * (count > 0)
+    torch.testing.assert_close(edited_one(made, logits)[0], expected)
+
+
+def test_a_bias_is_transformers_sequence_bias() -> None:
+    logits = random_logits(1)
+    made = request(logit_bias={4: 2.5, 9: -100.0})
+    processor = SequenceBiasLogitsProcessor({(4,): 2.5, (9,): -100.0})
+    assert torch.equal(edited_one(made, logits), transformed(made, logits, processor))
+
+
+@pytest.mark.parametrize("output", [[], [7], [8], [7, 8], [8, 7], [6, 7, 8]])
+def test_bad_words_are_transformers(output: list[int]) -> None:
+    logits = random_logits(1)
+    words = [[11], [7, 12], [7, 8, 13], [5, 3, 14], [3, 7, 15]]
+    made = request(output=output, bad_words=tuple(tuple(word) for word in words))
+    expected = transformed(made, logits, NoBadWordsLogitsProcessor(words))
+    assert torch.equal(edited_one(made, logits), expected)
+    assert bool(expected[0, 11].isneginf())
+
+
+@pytest.mark.parametrize("count", [0, 3, 4, 5])
+def test_min_tokens_is_transformers(count: int) -> None:
+    logits = random_logits(1)
+    made = request(min_tokens=count)
+    processor = MinNewTokensLengthLogitsProcessor(len(PROMPT), count, sorted(STOP))
+    assert torch.equal(edited_one(made, logits), transformed(made, logits, processor))
+
+
+def test_only_allowed_tokens_are_left() -> None:
+    logits = random_logits(1)
+    scores = edited_one(request(allowed_token_ids=(4, 8)), logits)[0]
+    assert scores.isfinite().nonzero()[:, 0].tolist() == [4, 8]
+    assert torch.equal(scores[[4, 8]], logits[0, [4, 8]])
+
+
+MIXED: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 1.4},
+    {"logit_bias": {3: 5.0}, "min_tokens": 9},
+    {"temperature": 0.0, "frequency_penalty": 1.0, "presence_penalty": 0.5},
+    {"allowed_token_ids": (7, 8, 9), "temperature": 0.7},
+    {"bad_words": ((9, 4), (8,)), "temperature": 0.0},
+    {"temperature": 0.0},
+    {"allowed_token_ids": (7,), "repetition_penalty": 2.0, "min_p": 0.2, "typical_p": 0.5},
+]
+
+
+def test_a_row_with_rules_is_the_same_alone_and_in_any_company() -> None:
+    logits = random_logits(len(MIXED), seed=8)
+    extra: dict[str, Any] = {"logprobs": True, "top_logprobs": 4, "processed_logprobs": True}
+    requests = [request(seed=row, **extra, **each) for row, each in enumerate(MIXED)]
+    together = sample(logits, build_sampling(requests))
+    assert together.logprobs_S is not None
+    assert together.top_ids_SK is not None
+    for row, made in enumerate(requests):
+        alone = sample(logits[row : row + 1], build_sampling([made]))
+        assert alone.logprobs_S is not None
+        assert alone.top_ids_SK is not None
+        assert alone.token_ids_S[0] == together.token_ids_S[row]
+        assert alone.logprobs_S[0] == together.logprobs_S[row]
+        assert torch.equal(alone.top_ids_SK[0], together.top_ids_SK[row])
+    scores = edited(requests, logits)
+    for row in (3, 5, 6):
+        assert together.token_ids_S[row] == scores[row].argmax()
+
+
+def test_rules_that_leave_no_token_fail_their_row_alone() -> None:
+    logits = random_logits(3)
+    stuck = request(allowed_token_ids=(1, 2), min_tokens=9)
+    for temperature in (0.0, 1.0):
+        free = request(temperature=temperature)
+        stuck = request(allowed_token_ids=(1, 2), min_tokens=9, temperature=temperature)
+        tokens = sample(logits, build_sampling([free, stuck, free])).token_ids_S.tolist()
+        assert tokens[1] == NO_TOKEN
+        assert tokens[0] >= 0
+        assert tokens[2] >= 0
+
+
+def test_the_callers_logits_are_left_alone() -> None:
+    logits = random_logits(len(MIXED))
+    before = logits.clone()
+    sample(logits, build_sampling([request(**each) for each in MIXED]))
+    assert torch.equal(logits, before)
