@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,8 @@ class KubeApi:
         self.store = KubeStore()
         self.token = "first-token"
         self.faults: list[Fault] = []
+        self.meanwhile: dict[tuple[str, str, str], Callable[[], object]] = {}
+        """By verb, kind and subresource: done once, just before such a request is answered."""
         self.muted: set[str] = set()
         self.stream_errors: dict[str, int] = {}
         self.calls: list[Call] = []
@@ -151,6 +153,7 @@ class KubeApi:
         try:
             if plural not in RESOURCES.get(group_version, {}):
                 raise ApiError(404, "NotFound", "the server could not find the requested resource")
+            self.meanwhile.pop((verb, plural, subresource), lambda: None)()
             for fault in self.faults:
                 if fault.hits(verb, plural, query):
                     code = fault.code

@@ -33,6 +33,10 @@ async def write_status(
         return False
     stored = await world.cluster.patch_status(key_of(manifest), uid_of(manifest), document)
     world.cache.put(stored)
+    if int(stored["metadata"].get("generation", 0)) != generation:
+        # The spec changed meanwhile. The watch will bring nothing newer than this answer, so
+        # nobody else would look at the object again.
+        world.enqueue(key_of(manifest))
     for condition in _turned(conditions, old.conditions):
         reason = Reason(condition.reason)
         is_bad = REASONS[reason].retry != "none" and condition.status != "True"

@@ -59,6 +59,27 @@ async def test_a_changed_adapter_reaches_pods_without_touching_the_deployment(
         assert pod.annotations[ANNOTATION_DESIRED] != nudged
 
 
+async def test_a_spec_that_changes_while_its_status_is_written_is_not_missed(
+    api: KubeApi, node: KubeNode, tmp_path: Path
+) -> None:
+    for manifest in (service(), adapter("shout"), secret()):
+        api.create(manifest)
+
+    def change(size: int) -> None:
+        api.change("inferenceservices", "tiny", {"spec": {"engine": {"maxRunning": size}}})
+
+    def configs() -> int:
+        names = [stored["metadata"]["name"] for stored in api.store.select("configmaps")]
+        return sum(name.startswith("tiny-runtime-") for name in names)
+
+    async with run_operator_thread(api, tmp_path) as operator:
+        await serving(api, operator, "shout")
+        # The answer to the status write shows the second change before the watch does.
+        api.meanwhile["patch", "inferenceservices", "status"] = lambda: change(2)
+        change(1)
+        await until(operator, lambda: configs() == 3, deadline=20.0)
+
+
 async def test_a_deleted_adapter_leaves_every_pod(
     api: KubeApi, node: KubeNode, tmp_path: Path
 ) -> None:
