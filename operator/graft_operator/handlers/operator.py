@@ -148,8 +148,14 @@ async def _until_stopped(operator: Operator, stop: asyncio.Event) -> None:
             task.cancel()
         await asyncio.gather(*control, return_exceptions=True)
 
+    async def end_others(**_: object) -> None:
+        # Each kopf waits for all tasks that it finds, the others' too, before it returns.
+        stop.set()
+
     kopf.on.startup(registry=first)(start)
     kopf.on.cleanup(registry=first)(end)
+    for registry in registries.values():
+        kopf.on.cleanup(registry=registry)(end_others)
     watches = [
         asyncio.create_task(_watch(operator.settings, registry, scopes, stop))
         for scopes, registry in registries.items()

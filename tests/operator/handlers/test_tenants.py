@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from graft_operator.errors import OperatorError
 from graft_operator.settings import OperatorSettings
 from tests.support.kube_api import KubeApi
 from tests.support.kube_manifests import adapter, revisions, secret, service, serving
@@ -115,3 +116,14 @@ async def test_a_secret_that_appears_or_changes_is_seen_without_any_event(
         api.change("secrets", "keys", {"data": {"secretAccessKey": "bmV3"}})
         # The new value, and the copy that pods mount.
         await until(operator, lambda: len(values() - before) == 2)
+
+
+async def test_a_watch_of_tenants_that_breaks_ends_the_operator(
+    api: KubeApi, node: KubeNode, tmp_path: Path
+) -> None:
+    for manifest in (service(adapters=CONSENT), tenants("poet"), secret()):
+        api.create(manifest)
+    async with run_operator_thread(api, tmp_path, SETTINGS) as operator:
+        await until(operator, lambda: served(api, "poet"))
+        api.stream_errors["loraadapters"] = 500
+        assert isinstance(await operator.ended(), OperatorError)
