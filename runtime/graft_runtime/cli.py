@@ -19,10 +19,6 @@ from graft_protocol.config import RuntimeConfig
 from graft_protocol.naming import ENV_POD_NAME, ENV_POD_ROOT, PodPaths
 from graft_runtime import __version__
 from graft_runtime.log import configure_logging
-from graft_runtime.metrics import Metrics
-from graft_runtime.pod.pod import Pod
-from graft_runtime.server.app import create_app, create_internal_app
-from graft_runtime.server.listener import Listener
 from graft_runtime.settings import EngineChildSettings, LoaderChildSettings
 
 logger = logging.getLogger(__name__)
@@ -81,6 +77,12 @@ def loader(settings_file: Path) -> None:
 
 async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) -> int:
     """Run everything until a signal, drain, and return the exit status."""
+    # Here, so that the children start without what only the server needs.
+    from graft_runtime.metrics import Metrics
+    from graft_runtime.pod.pod import Pod
+    from graft_runtime.server.app import create_app, create_internal_app
+    from graft_runtime.server.listener import Listener
+
     stopping = _signals()
     metrics = Metrics(config.model.served_name)
     pod = Pod(config, paths, name, metrics)

@@ -36,6 +36,7 @@ from graft_runtime.ipc.messages import (
     ToLoader,
 )
 from graft_runtime.models.arch import load_arch
+from graft_runtime.models.serving_dtype import serving_dtype
 from graft_runtime.settings import LoaderChildSettings
 from graft_runtime.sources.cache_entry import CacheEntry, Kind
 from graft_runtime.sources.disk_cache import DiskCache
@@ -170,7 +171,7 @@ class Loader:
         except BaseException:
             entry.close()
             raise
-        dtype = arch.dtype if self._settings.dtype == "auto" else self._settings.dtype
+        dtype = serving_dtype(self._settings.dtype, arch)
         if self._target.done():
             self._target = asyncio.get_running_loop().create_future()
         self._target.set_result(SlotTarget(arch, dtype, self._settings.max_rank))

@@ -17,6 +17,7 @@ from graft_runtime.errors import ReasonedError
 from graft_runtime.ipc.messages import EngineProgress, EngineReady, Sampling, Submit
 from graft_runtime.layers.attention.base import KvLayout, kv_bytes_per_block
 from graft_runtime.models.arch import DecoderArch, load_arch
+from graft_runtime.models.serving_dtype import serving_dtype
 from graft_runtime.models.weights import load_decoder
 from graft_runtime.settings import EngineChildSettings
 
@@ -42,7 +43,7 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     arch = load_arch(settings.model_dir)
-    dtype = _dtype(settings, arch)
+    dtype = getattr(torch, serving_dtype(settings.dtype, arch))
     device = _device(options)
     num_blocks = options.kv_blocks or options.kv_bytes // kv_bytes_per_block(
         arch, options.block_size, dtype
@@ -85,12 +86,6 @@ class _Progress:
         if done_bytes >= self._next or done_bytes >= total_bytes:
             self._next = done_bytes + PROGRESS_BYTES
             self._tell(EngineProgress("loading weights", done_bytes, total_bytes))
-
-
-def _dtype(settings: EngineChildSettings, arch: DecoderArch) -> torch.dtype:
-    name = arch.dtype if settings.dtype == "auto" else settings.dtype
-    # Half precision overflows where the checkpoint's training did not; bfloat16 has the range.
-    return torch.float32 if name == "float32" else torch.bfloat16
 
 
 def _device(options: EngineSettings) -> torch.device:
