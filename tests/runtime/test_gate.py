@@ -7,7 +7,6 @@ the original: each must make the gate fail, or the gate proves nothing about tha
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.gate import GateError, GateRun, GateSettings, Verdict, compare, start_engine
+from tests.support.gate import GateError, GateSettings
+from tests.support.gate_runs import (
+    edit_config,
+    edit_weights,
+    gate,
+    ones,
+    swap,
+    zero,
+)
 from tests.support.peft_adapters import make_adapter
 from tests.support.tiny_models import make_llama
 
@@ -65,31 +72,6 @@ def adapters(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     }
 
 
-def staggered(run: GateRun, adapters: dict[str, Path], count: int) -> None:
-    """Send requests of all lengths to all models while earlier ones are under way."""
-    chance = random.Random(5)
-    models = [None, *adapters]
-    for number in range(count):
-        prompt = [chance.randrange(3, 160) for _ in range(chance.choice([1, 2, 7, 8, 9, 30, 50]))]
-        run.submit(prompt, chance.randrange(3, 25), models[number % len(models)])
-        for _ in range(chance.randrange(3)):
-            run.step()
-    run.finish()
-
-
-def gate(
-    engine_model: Path,
-    engine_adapters: dict[str, Path],
-    reference: tuple[Path, dict[str, Path]],
-    work_dir: Path,
-    settings: GateSettings | None = None,
-    count: int = 40,
-) -> tuple[GateRun, Verdict]:
-    run = start_engine(engine_model, engine_adapters, work_dir, settings or GateSettings())
-    staggered(run, engine_adapters, count)
-    return run, compare(run, *reference)
-
-
 def test_every_row_of_mixed_batches_agrees_with_transformers_and_peft(
     model_dir: Path, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -129,39 +111,6 @@ def test_every_row_agrees_for_the_variants_of_the_family(
     model = make_llama(tmp_path, seed=9, max_position_embeddings=128, **overrides)
     adapter = {"only": make_adapter(model, tmp_path / "only", rank=6, seed=8)}
     gate(model, adapter, (model, adapter), tmp_path, count=16)
-
-
-def edit_config(**fields: object) -> Callable[[Path], None]:
-    def mutate(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return mutate
-
-
-def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    def mutate(folder: Path) -> None:
-        path = folder / "model.safetensors"
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path, metadata={"format": "pt"})
-
-    return mutate
-
-
-def zero(name: str) -> Callable[[Path], None]:
-    return edit_weights(lambda tensors: tensors[name].zero_())
-
-
-def ones(name: str) -> Callable[[Path], None]:
-    return edit_weights(lambda tensors: tensors[name].fill_(1.0))
-
-
-def swap(first: str, second: str) -> Callable[[Path], None]:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[first], tensors[second] = tensors[second], tensors[first]
-
-    return edit_weights(change)
 
 
 def swap_kv_heads(tensors: dict[str, torch.Tensor]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from graft_protocol.digest import is_adapter_file
@@ -179,14 +180,22 @@ class GateError(AssertionError):
     """The engine and the reference disagree."""
 
 
-@torch.inference_mode()
 def compare(run: GateRun, model_dir: Path, adapters: dict[str, Path]) -> Verdict:
     """Compare everything a run computed with the reference.
 
     Raises:
         GateError: A row differs, or the run could not have shown a difference.
     """
-    reference = load_with_adapters(model_dir, adapters)
+    return compare_with(run, load_with_adapters(model_dir, adapters))
+
+
+@torch.inference_mode()
+def compare_with(run: GateRun, reference: PeftModel) -> Verdict:
+    """Compare with a reference that is open already.
+
+    Raises:
+        GateError: A row differs, or the run could not have shown a difference.
+    """
     verdict = Verdict()
     for name, request in run.requests.items():
         tokens = torch.tensor([request.token_ids + run.outputs[name]])

@@ -29,12 +29,15 @@ class Rope:
         self, spec: RopeSpec, head_dim: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._frequencies_P = frequencies(spec, head_dim).to(device)
+        self._attention_factor = spec.attention_factor
         self._dtype = dtype
 
     def rotation(self, positions_T: Tensor) -> Rotation:
         """Compute the angles in float32, then round them to the model's dtype."""
         angles_TP = positions_T[:, None].float() * self._frequencies_P
         cos_TP, sin_TP = angles_TP.cos(), angles_TP.sin()
+        if self._attention_factor != 1.0:
+            cos_TP, sin_TP = cos_TP * self._attention_factor, sin_TP * self._attention_factor
         cos_TD = torch.cat((cos_TP, cos_TP), dim=-1).to(self._dtype)
         sin_TD = torch.cat((-sin_TP, sin_TP), dim=-1).to(self._dtype)
         return Rotation(cos_TD[:, None], sin_TD[:, None])
@@ -55,6 +58,8 @@ def frequencies(spec: RopeSpec, head_dim: int) -> Tensor:
         return base_P / spec.factor
     if spec.kind == "llama3":
         return _llama3(spec, base_P)
+    if spec.kind == "yarn":
+        return _yarn(spec, base_P)
     return base_P
 
 
@@ -68,3 +73,24 @@ def _llama3(spec: RopeSpec, base_P: Tensor) -> Tensor:
     span = spec.high_freq_factor - spec.low_freq_factor
     share_P = ((turns_P - spec.low_freq_factor) / span).clamp(0.0, 1.0)
     return (1 - share_P) * base_P / spec.factor + share_P * base_P
+
+
+def _yarn(spec: RopeSpec, base_P: Tensor) -> Tensor:
+    """Keep frequencies that turn often over the original length, stretch those that hardly turn.
+
+    Source: YaRN, arXiv:2309.00071 section 3.2; bounds and rounding as in transformers.
+    """
+    dim = 2 * len(base_P)
+
+    def index_of(turns: float) -> float:
+        span = spec.original_max_positions / (turns * 2 * math.pi)
+        return dim * math.log(span) / (2 * math.log(spec.theta))
+
+    low, high = index_of(spec.beta_fast), index_of(spec.beta_slow)
+    if spec.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001
+    stretched_P = ((torch.arange(len(base_P)).float() - low) / (high - low)).clamp(0.0, 1.0)
+    return base_P / spec.factor * stretched_P + base_P * (1 - stretched_P)

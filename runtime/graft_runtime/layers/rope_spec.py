@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-RopeKind = Literal["default", "linear", "llama3"]
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
 
 
 @dataclass(frozen=True)
@@ -18,4 +18,13 @@ class RopeSpec:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 0
-    """Context length before stretching, tokens; used by ``llama3``."""
+    """Context length before stretching, tokens; not used by ``default`` and ``linear``."""
+    rotated_share: float = 1.0
+    """Share of each head that is rotated, from its first feature on."""
+    attention_factor: float = 1.0
+    """Multiplies cosines and sines: it sharpens attention over longer contexts."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    """``yarn``: turns over the original length between which the stretching fades in."""
+    truncate: bool = True
+    """``yarn``: whether the bounds of the fading are whole frequencies."""

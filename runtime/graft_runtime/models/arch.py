@@ -5,16 +5,20 @@ Holds no tensor and imports no torch: the loader process validates adapters agai
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
 from graft_runtime.layers.lora.layout import LoraGroup, LoraSlice
-from graft_runtime.layers.rope_spec import RopeKind, RopeSpec
+from graft_runtime.layers.rope_spec import RopeSpec
+from graft_runtime.models.families import FAMILIES, Activation, Family
 from graft_runtime.models.hf_config import ConfigReader, read_json_object
+from graft_runtime.models.rope_config import read_ropes
+from graft_runtime.models.windows import read_windows
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -46,21 +50,7 @@ _INFORMATIONAL = frozenset(
 )
 """Fields that do not change the logits."""
 
-
-class _Family(NamedTuple):
-    """What a family's config class assumes when a field is absent."""
-
-    model_type: str
-    kv_heads: int | None
-    """None: as many as query heads."""
-    max_positions: int
-    sliding_window: int | None
-
-
-_FAMILIES = {
-    "LlamaForCausalLM": _Family("llama", None, 2048, None),
-    "MistralForCausalLM": _Family("mistral", 8, 131_072, 4096),
-}
+_ATTENTION_MODULES = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"})
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,8 @@ class DecoderArch:
     head_dim: int
     norm_eps: float
     rope: RopeSpec
-    attention_bias: bool
+    qkv_bias: bool
+    o_bias: bool
     mlp_bias: bool
     tie_embeddings: bool
     max_positions: int
@@ -87,6 +78,25 @@ class DecoderArch:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     """Tokens that end a generation, from both config files."""
+    attention_scale: float
+    """Factor on the products of queries and keys."""
+    windows: tuple[int | None, ...]
+    """How many tokens a token sees in each layer, itself included; None is all before it."""
+    qk_norm: bool = False
+    """Query and key heads are normalised before they are rotated."""
+    fused_projections: bool = False
+    """The checkpoint has q, k, v in one tensor, and gate and up in another."""
+    activation: Activation = "silu"
+    post_norms: bool = False
+    """Each block's output is normalised too, before it is added."""
+    unit_offset_norms: bool = False
+    """Norms multiply with one plus their weight."""
+    embedding_scale: float = 1.0
+    attention_softcap: float | None = None
+    """Bounds the scaled products of queries and keys, by a tanh; None is no bound."""
+    logit_softcap: float | None = None
+    local_rope: RopeSpec | None = None
+    """The rotary embedding of layers with a window; None: as in the others."""
 
     @property
     def q_size(self) -> int:
@@ -101,16 +111,23 @@ class DecoderArch:
     @cached_property
     def lora_groups(self) -> tuple[LoraGroup, ...]:
         """The adaptable groups of every layer, in the order they are computed."""
+        qkv: tuple[LoraSlice, ...]
+        gate_up: tuple[LoraSlice, ...]
         hidden, ffn = self.hidden_size, self.intermediate_size
-        q, k, v = (
-            LoraSlice("q_proj", self.q_size),
-            LoraSlice("k_proj", self.kv_size),
-            LoraSlice("v_proj", self.kv_size),
-        )
+        if self.fused_projections:
+            qkv = (LoraSlice("qkv_proj", self.q_size + 2 * self.kv_size),)
+            gate_up = (LoraSlice("gate_up_proj", 2 * ffn),)
+        else:
+            qkv = (
+                LoraSlice("q_proj", self.q_size),
+                LoraSlice("k_proj", self.kv_size),
+                LoraSlice("v_proj", self.kv_size),
+            )
+            gate_up = (LoraSlice("gate_proj", ffn), LoraSlice("up_proj", ffn))
         return (
-            LoraGroup("qkv", hidden, (q, k, v)),
+            LoraGroup("qkv", hidden, qkv),
             LoraGroup("o", self.q_size, (LoraSlice("o_proj", hidden),)),
-            LoraGroup("gate_up", hidden, (LoraSlice("gate_proj", ffn), LoraSlice("up_proj", ffn))),
+            LoraGroup("gate_up", hidden, gate_up),
             LoraGroup("down", ffn, (LoraSlice("down_proj", hidden),)),
         )
 
@@ -124,7 +141,7 @@ def module_path(layer: int | None, module: str) -> str:
     """Return a module's name in the checkpoint, as ``model.layers.3.self_attn.q_proj``."""
     if layer is None:
         return module
-    parent = "self_attn" if module in {"q_proj", "k_proj", "v_proj", "o_proj"} else "mlp"
+    parent = "self_attn" if module in _ATTENTION_MODULES else "mlp"
     return f"model.layers.{layer}.{parent}.{module}"
 
 
@@ -140,51 +157,106 @@ def load_arch(model_dir: Path) -> DecoderArch:
     architecture, family = _family(config)
     num_heads = config.positive_int("num_attention_heads")
     hidden_size = config.positive_int("hidden_size")
-    max_positions = config.positive_int("max_position_embeddings", family.max_positions)
+    num_layers = config.positive_int("num_hidden_layers")
     vocab_size = config.positive_int("vocab_size")
-    _refuse_window(config, family, max_positions)
-    config.one_of("hidden_act", ("silu",), "silu")
+    max_positions = config.positive_int("max_position_embeddings", family.max_positions)
+    rope, local_rope = read_ropes(config, family, max_positions)
+    attention_bias = _flag_if(family.has_attention_bias_field, config, "attention_bias")
+    head_dim = _head_dim(config, family, hidden_size, num_heads)
+    attention_softcap, logit_softcap = _softcaps(config, family)
     bos = config.token_ids("bos_token_id")
     arch = DecoderArch(
         architecture=architecture,
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=config.positive_int("intermediate_size"),
-        num_layers=config.positive_int("num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=config.positive_int("num_key_value_heads", family.kv_heads or num_heads),
-        head_dim=_head_dim(config, hidden_size, num_heads),
-        norm_eps=config.positive_float("rms_norm_eps", 1e-6),
-        rope=_rope(config, max_positions),
-        # Mistral's class has no biases at all, so these fields are then unknown and refused.
-        attention_bias=family.model_type == "llama"
-        and config.flag("attention_bias", default=False),
-        mlp_bias=family.model_type == "llama" and config.flag("mlp_bias", default=False),
-        tie_embeddings=config.flag("tie_word_embeddings", default=False),
-        max_positions=max_positions,
+        num_kv_heads=_kv_heads(config, family, num_heads),
+        head_dim=head_dim,
+        norm_eps=config.positive_float("rms_norm_eps", family.norm_eps),
+        rope=rope,
+        qkv_bias=family.qkv_bias or attention_bias,
+        o_bias=attention_bias,
+        mlp_bias=_flag_if(family.has_mlp_bias_field, config, "mlp_bias"),
+        tie_embeddings=config.flag("tie_word_embeddings", default=family.tie_embeddings),
+        max_positions=_stretched(rope, max_positions),
         dtype=_dtype(config),
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=_eos_token_ids(config, model_dir, vocab_size),
+        attention_scale=_attention_scale(config, family, head_dim),
+        windows=read_windows(config, family, num_layers),
+        qk_norm=family.qk_norm,
+        fused_projections=family.fused,
+        activation=_activation(config, family),
+        post_norms=family.is_gemma,
+        unit_offset_norms=family.is_gemma,
+        embedding_scale=math.sqrt(hidden_size) if family.is_gemma else 1.0,
+        attention_softcap=attention_softcap,
+        logit_softcap=logit_softcap,
+        local_rope=local_rope,
     )
-    config.finish(_INFORMATIONAL)
+    config.require(family.required)
+    config.finish(_INFORMATIONAL | family.informational)
     _check_heads(config, arch)
     return arch
 
 
-def _family(config: ConfigReader) -> tuple[str, _Family]:
+def _family(config: ConfigReader) -> tuple[str, Family]:
     names = config.take("architectures")
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
-    family = _FAMILIES.get(name) if isinstance(name, str) else None
+    family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         raise config.unsupported("architectures", names)
     config.one_of("model_type", (family.model_type,))
     return cast("str", name), family
 
 
-def _head_dim(config: ConfigReader, hidden_size: int, num_heads: int) -> int:
-    if not config.has("head_dim") and hidden_size % num_heads:
+def _flag_if(has_field: bool, config: ConfigReader, name: str) -> bool:
+    """Return a flag where the family's code reads it; elsewhere it stays unknown and is refused."""
+    return has_field and config.flag(name, default=False)
+
+
+def _kv_heads(config: ConfigReader, family: Family, num_heads: int) -> int:
+    is_null = config.is_explicit_null("num_key_value_heads")
+    default = num_heads if is_null or family.kv_heads is None else family.kv_heads
+    return config.positive_int("num_key_value_heads", default)
+
+
+def _head_dim(config: ConfigReader, family: Family, hidden_size: int, num_heads: int) -> int:
+    if family.head_dim is not None or config.has("head_dim"):
+        return config.positive_int("head_dim", family.head_dim)
+    if hidden_size % num_heads:
         raise config.invalid("num_attention_heads", num_heads, "must divide hidden_size")
-    return config.positive_int("head_dim", hidden_size // num_heads)
+    return hidden_size // num_heads
+
+
+def _attention_scale(config: ConfigReader, family: Family, head_dim: int) -> float:
+    if not family.is_gemma:
+        return math.pow(head_dim, -0.5)
+    return math.pow(config.positive_float("query_pre_attn_scalar", 256.0), -0.5)
+
+
+def _activation(config: ConfigReader, family: Family) -> Activation:
+    names = family.activations
+    return names[config.one_of(family.activation_field, names, next(iter(names)))]
+
+
+def _softcaps(config: ConfigReader, family: Family) -> tuple[float | None, float | None]:
+    """Return the bounds of attention and of logits where the family's code knows them."""
+    attention = logits = None
+    if family.has_attention_softcap:
+        attention = config.optional_float("attn_logit_softcapping", family.attention_softcap)
+    if family.is_gemma:
+        logits = config.optional_float("final_logit_softcapping", family.logit_softcap)
+    return attention, logits
+
+
+def _stretched(rope: RopeSpec, max_positions: int) -> int:
+    """Return the longest context: with ``yarn``, configs often keep the length before it."""
+    if rope.kind != "yarn":
+        return max_positions
+    return max(max_positions, round(rope.factor * rope.original_max_positions))
 
 
 def _check_heads(config: ConfigReader, arch: DecoderArch) -> None:
@@ -196,55 +268,10 @@ def _check_heads(config: ConfigReader, arch: DecoderArch) -> None:
         raise config.invalid("head_dim", arch.head_dim, "must be even for rotary embeddings")
 
 
-def _refuse_window(config: ConfigReader, family: _Family, max_positions: int) -> None:
-    if family.sliding_window is None:
-        return
-    if config.is_explicit_null("sliding_window"):
-        return
-    window = config.positive_int("sliding_window", family.sliding_window)
-    if window < max_positions:
-        raise config.unsupported("sliding_window", window)
-
-
 def _dtype(config: ConfigReader) -> Dtype:
     legacy = config.take("torch_dtype")
     name = config.one_of("dtype", _DTYPES, legacy if isinstance(legacy, str) else "float32")
     return cast("Dtype", name)
-
-
-def _rope(config: ConfigReader, max_positions: int) -> RopeSpec:
-    """Read either form: ``rope_parameters``, or the older ``rope_theta`` with ``rope_scaling``."""
-    theta = config.positive_float("rope_theta", 10_000.0)
-    if config.has("rope_parameters") and config.has("rope_scaling"):
-        raise config.unsupported("rope_scaling", config.take("rope_scaling"))
-    rope = config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
-    theta = rope.positive_float("rope_theta", theta)
-    legacy_kind = rope.take("type", "default")
-    kind = cast("RopeKind", rope.one_of("rope_type", ("default", "linear", "llama3"), legacy_kind))
-    if rope.positive_float("partial_rotary_factor", 1.0) != 1.0:
-        raise rope.unsupported("partial_rotary_factor", rope.take("partial_rotary_factor"))
-    if kind == "linear":
-        spec = RopeSpec(theta, kind, rope.positive_float("factor"))
-    elif kind == "llama3":
-        spec = _llama3_rope(rope, theta, max_positions)
-    else:
-        spec = RopeSpec(theta)
-    rope.finish()
-    return spec
-
-
-def _llama3_rope(rope: ConfigReader, theta: float, max_positions: int) -> RopeSpec:
-    spec = RopeSpec(
-        theta=theta,
-        kind="llama3",
-        factor=rope.positive_float("factor"),
-        low_freq_factor=rope.positive_float("low_freq_factor"),
-        high_freq_factor=rope.positive_float("high_freq_factor"),
-        original_max_positions=rope.positive_int("original_max_position_embeddings", max_positions),
-    )
-    if spec.high_freq_factor <= spec.low_freq_factor:
-        raise rope.invalid("high_freq_factor", spec.high_freq_factor, "must exceed low_freq_factor")
-    return spec
 
 
 def _eos_token_ids(config: ConfigReader, model_dir: Path, vocab_size: int) -> tuple[int, ...]:

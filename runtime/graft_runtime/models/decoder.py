@@ -1,16 +1,19 @@
-"""A decoder of the Llama family over packed batches: base weights, paged attention, adapters.
+"""A decoder over packed batches: base weights, paged attention, adapters; one for all families.
 
 Knows no request, no file and no sampling. `models/weights.py` builds it, the runner calls it.
 
 Shape legend: T tokens, S rows of logits, H hidden size, V vocabulary, N query and key heads
-together, Q/K query and key/value heads, D head size, F features inside
-the MLP, I/O features in/out.
+together, Q/K query and key/value heads, D head size, F features inside the MLP, I/O features
+in/out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,6 +25,12 @@ from graft_runtime.layers.lora.cpu import LoraRows, prepare_lora
 from graft_runtime.layers.norm import RmsNorm
 from graft_runtime.layers.rope import Rope, Rotation, rotate
 from graft_runtime.models.arch import DecoderArch
+from graft_runtime.models.families import Activation
+
+_ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class StepContext:
     """What all layers share in one step."""
 
     rotation: Rotation
+    local_rotation: Rotation
+    """For layers with a window; mostly the same."""
     attention: StepAttention
     lora: LoraRows | None
 
@@ -58,24 +69,47 @@ class DecoderLayer:
     mlp_norm: RmsNorm
     gate_up: AdaptedLinear
     down: AdaptedLinear
+    q_norm: RmsNorm | None = None
+    k_norm: RmsNorm | None = None
+    """Normalise each head before it is rotated; both or none."""
+    attention_out_norm: RmsNorm | None = None
+    mlp_out_norm: RmsNorm | None = None
+    """Normalise what a block adds."""
 
     def forward(self, x_TH: Tensor, layer: int, arch: DecoderArch, step: StepContext) -> Tensor:
         """Attend, then mix features; both on top of what came in."""
-        x_TH = x_TH + self._attend(self.attention_norm(x_TH), layer, arch, step)
-        return x_TH + self._mix(self.mlp_norm(x_TH), step.lora)
+        added_TH = self._attend(self.attention_norm(x_TH), layer, arch, step)
+        if self.attention_out_norm is not None:
+            added_TH = self.attention_out_norm(added_TH)
+        x_TH = x_TH + added_TH
+        added_TH = self._mix(self.mlp_norm(x_TH), arch, step.lora)
+        if self.mlp_out_norm is not None:
+            added_TH = self.mlp_out_norm(added_TH)
+        return x_TH + added_TH
 
     def _attend(self, x_TH: Tensor, layer: int, arch: DecoderArch, step: StepContext) -> Tensor:
         qkv_TO = self.qkv(x_TH, step.lora)
         heads_TND = qkv_TO.view(qkv_TO.shape[0], -1, arch.head_dim)
-        rotated = arch.num_heads + arch.num_kv_heads
-        qk_TND = rotate(heads_TND[:, :rotated], step.rotation)
-        q_TQD, k_TKD = qk_TND[:, : arch.num_heads], qk_TND[:, arch.num_heads :]
-        out_TQD = step.attention.attend(layer, q_TQD, k_TKD, heads_TND[:, rotated:])
-        return self.o(out_TQD.flatten(1), step.lora)
+        is_local = arch.windows[layer] is not None
+        rotation = step.local_rotation if is_local else step.rotation
+        q_TQD, k_TKD = self._rotated(heads_TND, arch, rotation)
+        v_TKD = heads_TND[:, arch.num_heads + arch.num_kv_heads :]
+        return self.o(step.attention.attend(layer, q_TQD, k_TKD, v_TKD).flatten(1), step.lora)
 
-    def _mix(self, x_TH: Tensor, lora: LoraRows | None) -> Tensor:
+    def _rotated(
+        self, heads_TND: Tensor, arch: DecoderArch, rotation: Rotation
+    ) -> tuple[Tensor, Tensor]:
+        queries, keys = arch.num_heads, arch.num_kv_heads
+        if self.q_norm is not None and self.k_norm is not None:
+            q_TQD = self.q_norm(heads_TND[:, :queries])
+            k_TKD = self.k_norm(heads_TND[:, queries : queries + keys])
+            return rotate(q_TQD, rotation), rotate(k_TKD, rotation)
+        qk_TND = rotate(heads_TND[:, : queries + keys], rotation)
+        return qk_TND[:, :queries], qk_TND[:, queries:]
+
+    def _mix(self, x_TH: Tensor, arch: DecoderArch, lora: LoraRows | None) -> Tensor:
         gate_TF, up_TF = self.gate_up(x_TH, lora).chunk(2, dim=-1)
-        return self.down(functional.silu(gate_TF).mul_(up_TF), lora)
+        return self.down(_ACTIVATIONS[arch.activation](gate_TF).mul_(up_TF), lora)
 
 
 @dataclass(frozen=True)
@@ -88,6 +122,7 @@ class Decoder:
     norm: RmsNorm
     lm_head: AdaptedLinear
     rope: Rope
+    local_rope: Rope | None
     attention: AttentionBackend
     lora: LoraPool | None
 
@@ -97,13 +132,25 @@ class Decoder:
         Call under ``torch.inference_mode``.
         """
         lora = prepare_lora(self.lora, batch) if self.lora is not None else None
+        rotation = self.rope.rotation(batch.positions_T)
+        local = self.local_rope
         step = StepContext(
-            rotation=self.rope.rotation(batch.positions_T),
+            rotation=rotation,
+            local_rotation=local.rotation(batch.positions_T) if local is not None else rotation,
             attention=self.attention.prepare(batch),
             lora=lora.tokens if lora else None,
         )
-        x_TH = functional.embedding(batch.token_ids_T, self.embedding_VH)
+        x_TH = self._embed(batch.token_ids_T)
         for index, layer in enumerate(self.layers):
             x_TH = layer.forward(x_TH, index, self.arch, step)
         x_SH = self.norm(x_TH.index_select(0, batch.logits_rows_S))
-        return self.lm_head(x_SH, lora.logits if lora else None).float()
+        logits_SV = self.lm_head(x_SH, lora.logits if lora else None).float()
+        cap = self.arch.logit_softcap
+        return logits_SV if cap is None else (logits_SV / cap).tanh_().mul_(cap)
+
+    def _embed(self, token_ids_T: Tensor) -> Tensor:
+        x_TH = functional.embedding(token_ids_T, self.embedding_VH)
+        if self.arch.embedding_scale == 1.0:
+            return x_TH
+        # The scale is rounded to the model's dtype too: that is how these models were trained.
+        return x_TH * torch.tensor(self.arch.embedding_scale, dtype=x_TH.dtype, device=x_TH.device)

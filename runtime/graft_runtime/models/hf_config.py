@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,13 @@ class ConfigReader:
             raise self.invalid(name, value, "must be a whole number above zero")
         return value
 
+    def count(self, name: str, default: int) -> int:
+        """Return a whole number from zero on."""
+        value = self.take(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self.invalid(name, value, "must be a whole number, not below zero")
+        return value
+
     def positive_float(self, name: str, default: float | None = None) -> float:
         """Return a finite number above zero."""
         value = self.take(name, default)
@@ -55,6 +62,12 @@ class ConfigReader:
         if not math.isfinite(value) or value <= 0:
             raise self.invalid(name, value, "must be finite and above zero")
         return float(value)
+
+    def optional_float(self, name: str, default: float | None) -> float | None:
+        """Return a finite number above zero, or None where null or the default says so."""
+        if self.is_explicit_null(name) or (default is None and not self.has(name)):
+            return None
+        return self.positive_float(name, default)
 
     def flag(self, name: str, *, default: bool) -> bool:
         """Return a boolean."""
@@ -77,6 +90,17 @@ class ConfigReader:
         if not isinstance(value, str) or value not in supported:
             raise self.unsupported(name, value)
         return value
+
+    def ignore(self, name: str) -> None:
+        """Accept a field whatever it says: another one makes it meaningless."""
+        self._taken.add(name)
+
+    def require(self, values: Mapping[str, object]) -> None:
+        """Refuse fields that say something other than what the family's code does."""
+        for name, expected in values.items():
+            value = self.take(name, expected)
+            if type(value) is not type(expected) or value != expected:
+                raise self.unsupported(name, value)
 
     def section(self, name: str) -> ConfigReader:
         """Return a reader for a nested object; an absent one is empty."""

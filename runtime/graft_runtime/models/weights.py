@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
-from graft_runtime.layers.attention.base import KvLayout, PagedKv
+from graft_runtime.layers.attention.base import AttentionTraits, KvLayout, PagedKv
 from graft_runtime.layers.attention.cpu import CpuAttention
 from graft_runtime.layers.linear import Linear
 from graft_runtime.layers.lora.base import LoraPool
@@ -56,7 +56,7 @@ def load_decoder(
         for index in range(arch.num_layers):
             layers.append(loader.layer(index))
             on_progress(checkpoint.bytes_read(), checkpoint.num_bytes)
-        norm = loader.norm("model.norm.weight")
+        norm = loader.norm("model.norm.weight", arch.hidden_size)
         lm_head = loader.lm_head(embedding_VH)
         _refuse_leftovers(checkpoint, arch)
         on_progress(checkpoint.num_bytes, checkpoint.num_bytes)
@@ -76,7 +76,14 @@ def load_decoder(
         norm=norm,
         lm_head=lm_head,
         rope=Rope(arch.rope, arch.head_dim, dtype=dtype, device=device),
-        attention=CpuAttention(paged),
+        local_rope=(
+            Rope(arch.local_rope, arch.head_dim, dtype=dtype, device=device)
+            if arch.local_rope is not None
+            else None
+        ),
+        attention=CpuAttention(
+            paged, AttentionTraits(arch.attention_scale, arch.windows, arch.attention_softcap)
+        ),
         lora=lora,
     )
 
@@ -102,22 +109,36 @@ class _Loader:
         """Read one tensor."""
         return self._fuse([self._checkpoint.read(name, shape)])
 
-    def norm(self, name: str) -> RmsNorm:
+    def norm(self, name: str, width: int) -> RmsNorm:
         """Read a normalisation."""
-        return RmsNorm(self.tensor(name, (self._arch.hidden_size,)), self._arch.norm_eps)
+        eps = self._arch.norm_eps
+        if not self._arch.unit_offset_norms:
+            return RmsNorm(self.tensor(name, (width,)), eps)
+        # One plus a small number needs more digits than a small dtype has.
+        weight_H = self._checkpoint.read(name, (width,)).float() + 1.0
+        return RmsNorm(weight_H.to(self._device), eps)
 
     def layer(self, index: int) -> DecoderLayer:
         """Read one layer."""
         arch = self._arch
         qkv, o, gate_up, down = arch.lora_groups
+        names = _norm_names(arch)
         prefix = f"model.layers.{index}"
+
+        def norm(role: str, width: int) -> RmsNorm | None:
+            return self.norm(f"{prefix}.{names[role]}.weight", width) if role in names else None
+
         return DecoderLayer(
-            attention_norm=self.norm(f"{prefix}.input_layernorm.weight"),
-            qkv=self._linear(index, qkv, has_bias=arch.attention_bias),
-            o=self._linear(index, o, has_bias=arch.attention_bias),
-            mlp_norm=self.norm(f"{prefix}.post_attention_layernorm.weight"),
+            attention_norm=self.norm(f"{prefix}.{names['attention']}.weight", arch.hidden_size),
+            qkv=self._linear(index, qkv, has_bias=arch.qkv_bias),
+            o=self._linear(index, o, has_bias=arch.o_bias),
+            mlp_norm=self.norm(f"{prefix}.{names['mlp']}.weight", arch.hidden_size),
             gate_up=self._linear(index, gate_up, has_bias=arch.mlp_bias),
             down=self._linear(index, down, has_bias=arch.mlp_bias),
+            q_norm=norm("q", arch.head_dim),
+            k_norm=norm("k", arch.head_dim),
+            attention_out_norm=norm("attention out", arch.hidden_size),
+            mlp_out_norm=norm("mlp out", arch.hidden_size),
         )
 
     def lm_head(self, embedding_VH: Tensor) -> AdaptedLinear:
@@ -150,6 +171,20 @@ class _Loader:
     def _adapted(self, layer: int | None, group: LoraGroup, linear: Linear) -> AdaptedLinear:
         slab = self._lora.slabs[(layer, group.name)] if self._lora is not None else None
         return AdaptedLinear(linear, slab)
+
+
+def _norm_names(arch: DecoderArch) -> dict[str, str]:
+    """Return what the checkpoint calls a layer's norms, by what each of them is for."""
+    names = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
+    if arch.post_norms:
+        names |= {
+            "attention out": "post_attention_layernorm",
+            "mlp": "pre_feedforward_layernorm",
+            "mlp out": "post_feedforward_layernorm",
+        }
+    if arch.qk_norm:
+        names |= {"q": "self_attn.q_norm", "k": "self_attn.k_norm"}
+    return names
 
 
 def _refuse_leftovers(checkpoint: Checkpoint, arch: DecoderArch) -> None:

@@ -47,13 +47,16 @@ ARCH = DecoderArch(
     head_dim=4,
     norm_eps=1e-5,
     rope=RopeSpec(10_000.0),
-    attention_bias=False,
+    qkv_bias=False,
+    o_bias=False,
     mlp_bias=False,
     tie_embeddings=False,
     max_positions=64,
     dtype="float32",
     bos_token_id=None,
     eos_token_ids=(),
+    attention_scale=0.5,
+    windows=(None, None),
 )
 NUM_PAGES = 5
 RANKS = (1, 4, 16, 17, 33, 64)

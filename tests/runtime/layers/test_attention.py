@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graft_runtime.layers.attention.base import PagedKv, kv_bytes_per_block
+from graft_runtime.layers.attention.base import AttentionTraits, PagedKv, kv_bytes_per_block
 from graft_runtime.layers.attention.cpu import CpuAttention
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.rope_spec import RopeSpec
@@ -22,21 +22,33 @@ CPU = torch.device("cpu")
 BLOCK, HEADS, KV_HEADS, DIM = 4, 6, 2, 8
 
 
-def plain(q_nQD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
+def plain(traits: AttentionTraits, q_nQD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
     """Attend token by token, head by head, in float64."""
     count, length = len(q_nQD), len(k_LKD)
     out = torch.zeros_like(q_nQD, dtype=torch.float64)
     for token in range(count):
-        seen = length - count + token + 1
+        end = length - count + token + 1
+        window = traits.windows[1]
+        seen = slice(0 if window is None else max(0, end - window), end)
         for head in range(HEADS):
-            keys = k_LKD[:seen, head // (HEADS // KV_HEADS)].double()
-            scores = keys @ q_nQD[token, head].double() / DIM**0.5
-            values = v_LKD[:seen, head // (HEADS // KV_HEADS)].double()
+            keys = k_LKD[seen, head // (HEADS // KV_HEADS)].double()
+            scores = keys @ q_nQD[token, head].double() * traits.scale
+            if traits.softcap is not None:
+                scores = (scores / traits.softcap).tanh() * traits.softcap
+            values = v_LKD[seen, head // (HEADS // KV_HEADS)].double()
             out[token, head] = scores.softmax(dim=0) @ values
     return out
 
 
-def check(lengths: list[tuple[int, int]], tables: list[list[int]], num_blocks: int) -> None:
+PLAIN = AttentionTraits(DIM**-0.5, (None, None))
+
+
+def check(
+    lengths: list[tuple[int, int]],
+    tables: list[list[int]],
+    num_blocks: int,
+    traits: AttentionTraits = PLAIN,
+) -> None:
     """Fill the cache with each row's past, then run a step and compare."""
     generator = torch.Generator().manual_seed(0)
     kv = PagedKv(2, num_blocks, BLOCK, KV_HEADS, DIM, torch.float32, CPU)
@@ -68,8 +80,8 @@ def check(lengths: list[tuple[int, int]], tables: list[list[int]], num_blocks: i
     new_v = torch.cat(
         [v[length - count :] for v, (count, length) in zip(values, lengths, strict=True)]
     )
-    out = CpuAttention(kv).prepare(batch).attend(1, torch.cat(queries), new_k, new_v)
-    expected = torch.cat([plain(*row) for row in zip(queries, keys, values, strict=True)])
+    out = CpuAttention(kv, traits).prepare(batch).attend(1, torch.cat(queries), new_k, new_v)
+    expected = torch.cat([plain(traits, *row) for row in zip(queries, keys, values, strict=True)])
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
     assert not kv.keys_NBKD[0].any(), "another layer's cache was written"
 
@@ -78,7 +90,7 @@ SHAPE = st.integers(1, 30).flatmap(lambda end: st.tuples(st.integers(1, end), st
 """New tokens, and the context's length with them."""
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     shapes=st.lists(
         st.integers(1, 30).flatmap(
@@ -88,8 +100,17 @@ SHAPE = st.integers(1, 30).flatmap(lambda end: st.tuples(st.integers(1, end), st
         max_size=5,
     ),
     seed=st.none() | st.integers(0, 99),
+    window=st.none() | st.integers(1, 33),
+    other_window=st.none() | st.integers(1, 33),
+    softcap=st.none() | st.floats(0.1, 2.0),
 )
-def test_any_mix_of_chunks_and_decodes(shapes: list[tuple[int, int]], seed: int | None) -> None:
+def test_any_mix_of_chunks_and_decodes(
+    shapes: list[tuple[int, int]],
+    seed: int | None,
+    window: int | None,
+    other_window: int | None,
+    softcap: float | None,
+) -> None:
     free = list(range(50))
     if seed is not None:
         random.Random(seed).shuffle(free)
@@ -98,7 +119,7 @@ def test_any_mix_of_chunks_and_decodes(shapes: list[tuple[int, int]], seed: int 
         used = -(-length // BLOCK)
         tables.append(free[:used])
         free = free[used:]
-    check(shapes, tables, 50)
+    check(shapes, tables, 50, AttentionTraits(0.4, (other_window, window), softcap))
 
 
 def test_blocks_beyond_the_context_are_not_read() -> None:
@@ -125,13 +146,16 @@ def test_bytes_per_block_are_what_the_cache_takes(dtype: torch.dtype) -> None:
         head_dim=DIM,
         norm_eps=1e-5,
         rope=RopeSpec(1e4),
-        attention_bias=False,
+        qkv_bias=False,
+        o_bias=False,
         mlp_bias=False,
         tie_embeddings=False,
         max_positions=8,
         dtype="float32",
         bos_token_id=None,
         eos_token_ids=(),
+        attention_scale=DIM**-0.5,
+        windows=(None,) * 3,
     )
     kv = PagedKv(3, 7, BLOCK, KV_HEADS, DIM, dtype, CPU)
     total = sum(part.nbytes for part in kv.keys_NBKD + kv.values_NBKD)

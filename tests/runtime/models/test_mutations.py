@@ -140,7 +140,7 @@ def test_a_misread_config_fails(model_dir: Path, tmp_path: Path, mutation: str) 
 
 
 def test_ignored_biases_are_refused_as_unused(model_dir: Path, tmp_path: Path) -> None:
-    arch = dataclasses.replace(load_arch(model_dir), attention_bias=False)
+    arch = dataclasses.replace(load_arch(model_dir), qkv_bias=False)
     with pytest.raises(ReasonedError, match="does not use"):
         load_all(model_dir, {}, tmp_path, arch=arch)
 

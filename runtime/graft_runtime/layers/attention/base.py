@@ -39,6 +39,18 @@ class KvLayout:
     """Tokens per block."""
 
 
+@dataclass(frozen=True)
+class AttentionTraits:
+    """How a model's layers attend."""
+
+    scale: float
+    """Factor on the products of queries and keys."""
+    windows: tuple[int | None, ...]
+    """How many tokens a token sees in each layer, itself included; None is all before it."""
+    softcap: float | None = None
+    """Bounds the scaled products by ``cap * tanh(x / cap)``."""
+
+
 class PagedKv:
     """Keys and values of every layer: ``[num_blocks, block_size, kv_heads, head_dim]`` each."""
 

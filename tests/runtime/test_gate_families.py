@@ -1,0 +1,235 @@
+"""The gate for every family beside Llama: the same traffic, the same bound, and its own mutations.
+
+Windows, soft-caps and original rope lengths are small, so that the sequences below cross them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+
+from tests.support.gate import GateError, GateSettings
+from tests.support.gate_runs import edit_config, gate, ones, zero
+from tests.support.peft_adapters import ALL_LINEAR, load_with_adapters, make_adapter
+from tests.support.tiny_models import make_model
+
+Mutation = Callable[[Path], None]
+
+LAYER = "model.layers.1"
+WINDOW = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, or a variant of one that computes something else."""
+
+    model_type: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    mutations: Mapping[str, Mutation] = field(default_factory=dict)
+    attention: tuple[str, ...] = ("q_proj", "v_proj")
+    all_linear: tuple[str, ...] = ALL_LINEAR
+
+
+QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+
+GEMMA = {
+    "head_dim": 24,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": WINDOW,
+    "attention_bias": True,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 3000.0, "factor": 3.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+GEMMA_NORMS = {
+    f"{norm} skipped": zero(f"{LAYER}.{norm}.weight")
+    for norm in (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    )
+}
+
+CASES: dict[str, Case] = {
+    "qwen2": Case(
+        "qwen2",
+        {"tie_word_embeddings": True},
+        {
+            "q bias dropped": zero(f"{LAYER}.self_attn.q_proj.bias"),
+            "k bias dropped": zero(f"{LAYER}.self_attn.k_proj.bias"),
+            "v bias dropped": zero(f"{LAYER}.self_attn.v_proj.bias"),
+            "rms_norm_eps": edit_config(rms_norm_eps=1e-2),
+            "rope_theta": edit_config(rope_parameters={"rope_theta": 5000.0}),
+        },
+    ),
+    "qwen2 windows": Case(
+        "qwen2",
+        QWEN_WINDOWS,
+        {
+            "windows off": edit_config(use_sliding_window=False, layer_types=None),
+            "sliding_window": edit_config(sliding_window=WINDOW + 1),
+            "max_window_layers": edit_config(max_window_layers=2, layer_types=None),
+            "layer_types": edit_config(
+                layer_types=["sliding_attention", "sliding_attention", "full_attention"]
+            ),
+        },
+    ),
+    "qwen3": Case(
+        "qwen3",
+        {"head_dim": 24, "attention_bias": True},
+        {
+            "q norm skipped": ones(f"{LAYER}.self_attn.q_norm.weight"),
+            "k norm skipped": ones(f"{LAYER}.self_attn.k_norm.weight"),
+            "o bias dropped": zero(f"{LAYER}.self_attn.o_proj.bias"),
+            "v bias dropped": zero(f"{LAYER}.self_attn.v_proj.bias"),
+        },
+    ),
+    "mistral": Case(
+        "mistral",
+        {"sliding_window": WINDOW},
+        {
+            "window ignored": edit_config(sliding_window=None),
+            "window too small": edit_config(sliding_window=WINDOW - 1),
+            "window too large": edit_config(sliding_window=WINDOW + 1),
+        },
+    ),
+    "gemma2": Case(
+        "gemma2",
+        GEMMA | {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 0.7},
+        {
+            "cap on attention ignored": edit_config(attn_logit_softcapping=None),
+            "cap on attention": edit_config(attn_logit_softcapping=0.8),
+            "cap on logits ignored": edit_config(final_logit_softcapping=None),
+            "cap on logits": edit_config(final_logit_softcapping=2.1),
+            "query_pre_attn_scalar": edit_config(query_pre_attn_scalar=24),
+            "window ignored": edit_config(layer_types=["full_attention"] * 3),
+            "windows in other layers": edit_config(
+                layer_types=["full_attention", "sliding_attention", "sliding_attention"]
+            ),
+            "sliding_window": edit_config(sliding_window=WINDOW + 1),
+            "attention bias dropped": zero(f"{LAYER}.self_attn.o_proj.bias"),
+            **GEMMA_NORMS,
+        },
+    ),
+    "gemma3": Case(
+        "gemma3_text",
+        GEMMA
+        | {
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": GEMMA3_ROPE,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+        {
+            "cap on logits ignored": edit_config(final_logit_softcapping=None),
+            "q norm skipped": zero(f"{LAYER}.self_attn.q_norm.weight"),
+            "k norm skipped": zero(f"{LAYER}.self_attn.k_norm.weight"),
+            "global rope everywhere": edit_config(
+                rope_parameters=GEMMA3_ROPE | {"sliding_attention": GEMMA3_ROPE["full_attention"]}
+            ),
+            "global rope not stretched": edit_config(
+                rope_parameters=GEMMA3_ROPE
+                | {"full_attention": {"rope_type": "default", "rope_theta": 3000.0}}
+            ),
+            "local rope theta": edit_config(
+                rope_parameters=GEMMA3_ROPE
+                | {"sliding_attention": {"rope_type": "default", "rope_theta": 60.0}}
+            ),
+            "query_pre_attn_scalar": edit_config(query_pre_attn_scalar=24),
+            "window ignored": edit_config(layer_types=["full_attention"] * 3),
+            **GEMMA_NORMS,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A case on disk, and its reference."""
+
+    case: Case
+    model_dir: Path
+    adapters: dict[str, Path]
+
+    @cached_property
+    def reference(self) -> PeftModel:
+        return load_with_adapters(self.model_dir, self.adapters)
+
+
+def make(case: Case, folder: Path) -> Made:
+    config = {"max_position_embeddings": 128, **case.config}
+    model_dir = make_model(case.model_type, folder, seed=3, **config)
+    adapters = {
+        "r4": make_adapter(model_dir, folder / "r4", rank=4, target_modules=case.attention, seed=1),
+        "r17": make_adapter(
+            model_dir, folder / "r17", rank=17, target_modules=case.all_linear, seed=2
+        ),
+        "r8": make_adapter(
+            model_dir,
+            folder / "r8",
+            rank=8,
+            rslora=True,
+            target_modules=("o_proj", "down_proj", "lm_head"),
+            seed=3,
+        ),
+    }
+    return Made(case, model_dir, adapters)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """Return a function that makes each case once."""
+    known: dict[str, Made] = {}
+
+    def get(name: str) -> Made:
+        if name not in known:
+            known[name] = make(CASES[name], tmp_path_factory.mktemp("case"))
+        return known[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_row_of_mixed_batches_agrees_with_transformers_and_peft(
+    name: str, made: Callable[[str], Made], tmp_path: Path
+) -> None:
+    one = made(name)
+    run, verdict = gate(
+        one.model_dir, one.adapters, one.reference, tmp_path, count=20, repeats=True
+    )
+    assert verdict.rows > 200
+    assert run.engine.stats().prefix_hits > 0
+    assert run.engine.stats().preemptions == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_row_agrees_when_a_small_pool_forces_preemption(
+    name: str, made: Callable[[str], Made], tmp_path: Path
+) -> None:
+    one = made(name)
+    settings = GateSettings(num_blocks=11, max_batch_tokens=24, max_chunk_tokens=8)
+    run, _ = gate(one.model_dir, one.adapters, one.reference, tmp_path, settings, count=20)
+    assert run.engine.stats().preemptions > 2
+
+
+@pytest.mark.parametrize(
+    ("name", "mutation"), [(name, change) for name in CASES for change in CASES[name].mutations]
+)
+def test_the_gate_notices_a_mutation(
+    name: str, mutation: str, made: Callable[[str], Made], tmp_path: Path
+) -> None:
+    one = made(name)
+    mutant = tmp_path / "mutant"
+    shutil.copytree(one.model_dir, mutant)
+    one.case.mutations[mutation](mutant)
+    with pytest.raises(GateError, match="differ"):
+        gate(mutant, one.adapters, one.reference, tmp_path, count=8)
