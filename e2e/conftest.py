@@ -12,17 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import clusters
+from e2e.buckets import EXAMPLES, Bucket
+from e2e.cluster import addons, clusters
 from e2e.cluster.clusters import Cluster, Origin
 from e2e.cluster.image_tools import build_images
 from e2e.cluster.paths import REPOSITORY
 from e2e.cluster.tools import Helm, Kubectl
 from e2e.dump import dump
+from e2e.release import Release
+from e2e.stage import Stage, node_address
 
 DUMPS = REPOSITORY / "build" / "e2e"
 RESTRICTED = {
     f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")
 }
+STORY_SECONDS = 600
 FAILED = pytest.StashKey[bool]()
 
 MakeNamespace = Callable[[str], str]
@@ -80,6 +84,37 @@ def make_namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator
 def namespace(make_namespace: MakeNamespace) -> str:
     """The story's own namespace."""
     return make_namespace("story")
+
+
+@pytest.fixture
+def release(images: Cluster, namespace: str, make_namespace: MakeNamespace) -> Release:
+    """The chart with its defaults, in a namespace of its own, to serve the story's namespace."""
+    return Release(images, make_namespace("operator"), serves=(namespace,))
+
+
+@pytest.fixture
+def bucket(cluster: Cluster) -> Iterator[Bucket]:
+    """A bucket with the small model in it."""
+    name = f"graft-e2e-{secrets.token_hex(4)}"
+    address = node_address(cluster.kubectl)
+    bucket = Bucket(name, f"http://{address}:{addons.STORE_NODE_PORT}")
+    bucket.create()
+    bucket.upload(EXAMPLES / "models" / "tiny", "models/tiny")
+    yield bucket
+    bucket.delete()
+
+
+@pytest.fixture
+def stage(release: Release, kubectl: Kubectl, bucket: Bucket) -> Stage:
+    """The chart, installed, with its operator Ready and nothing to serve yet."""
+    release.install()
+    return Stage(release, kubectl, bucket)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give stories the time that pods and images take."""
+    for item in items:
+        item.add_marker(pytest.mark.timeout(STORY_SECONDS))
 
 
 @pytest.hookimpl(wrapper=True)
