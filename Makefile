@@ -93,8 +93,8 @@ clean:  ## remove caches and builds (.venv stays; remove it by hand)
 # Needs nothing but the standard library, so no environment.
 CLUSTER := $(PYTHON) -m e2e.cluster
 
-cluster:  ## bring up a Kubernetes for tests: KUBECONFIG's, kind's, or one built here
-	@$(CLUSTER) up
+cluster:  ## bring up a Kubernetes for tests: KUBECONFIG's, kind's, or one built here (CONTROL_PLANE=1: no node)
+	@$(CLUSTER) up $(if $(CONTROL_PLANE),--control-plane)
 
 cluster-down:  ## take it down and leave nothing behind (PURGE=1 forgets its images, too)
 	@$(CLUSTER) down $(if $(PURGE),--purge)

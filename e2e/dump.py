@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ NUM_EVENTS_SHOWN = 30
 
 def dump(kubectl: Kubectl, namespaces: Sequence[str], folder: Path) -> str:
     """Write files into a folder and return the few lines a person reads first."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     shown = [f"written to {folder}"]
     for namespace in namespaces:
         inside = kubectl.within(namespace)
@@ -42,7 +44,7 @@ def _dump_logs(kubectl: Kubectl, folder: Path) -> None:
         name = pod.removeprefix("pod/")
         (folder / f"{name}.log").write_text(_ask(kubectl, "logs", pod, *flags))
         previous = _ask(kubectl, "logs", pod, *flags, "--previous")
-        if "previous terminated container" not in previous:
+        if previous and "previous terminated container" not in previous:
             (folder / f"{name}.previous.log").write_text(previous)
 
 

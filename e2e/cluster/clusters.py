@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from e2e.cluster import addons, kind, lab
@@ -36,7 +36,7 @@ class Cluster:
     """A cluster that tests may use, and how to reach it."""
 
     origin: Origin
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
     context: str
     operator_image: str
     runtime_image: str

@@ -41,8 +41,6 @@ OUTSIDE = (
     "/var/lib/kubelet",
     "/var/log/containers",
     "/etc/buildkit",
-    "/etc/cni",
-    "/opt/cni",
 )
 SYSCTLS = (
     "net.ipv4.ip_forward",

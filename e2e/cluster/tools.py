@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from e2e.cluster.errors import LabError
@@ -17,7 +18,7 @@ DEADLINE_SECONDS = 120.0
 class Kubectl:
     """kubectl, bound to a cluster and, if wanted, to a namespace."""
 
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
     """Says where the cluster is (KUBECONFIG) and where the program is (PATH)."""
     context: str = ""
     namespace: str = ""
@@ -30,6 +31,7 @@ class Kubectl:
         Raises:
             LabError: It failed, or took too long.
         """
+        __tracebackhide__ = True
         return run_tool(self.command(*arguments), self.environment, stdin=stdin, seconds=seconds)
 
     def command(self, *arguments: str) -> list[str]:
@@ -64,7 +66,7 @@ class Kubectl:
 class Helm:
     """Helm, bound to the same cluster."""
 
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
     context: str = ""
 
     def run(self, *arguments: str, seconds: float = DEADLINE_SECONDS) -> str:
@@ -73,6 +75,7 @@ class Helm:
         Raises:
             LabError: It failed, or took too long.
         """
+        __tracebackhide__ = True
         target = ["--kube-context", self.context] if self.context else []
         return run_tool(["helm", *target, *arguments], self.environment, seconds=seconds)
 
@@ -89,7 +92,8 @@ def run_tool(
     Raises:
         LabError: It is not there, failed (with what it wrote on stderr), or took too long.
     """
-    words = " ".join(command)
+    __tracebackhide__ = True  # a failed story shows its own line and the message
+    words = shlex.join(command)
     try:
         done = subprocess.run(
             command,
