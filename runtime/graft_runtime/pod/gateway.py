@@ -229,9 +229,12 @@ async def _next_output(stream: Stream, deadline: float) -> TokenOutput:
 
 
 def _chunk(output: TokenOutput) -> TokenChunk:
+    top = output.top_logprobs
     return TokenChunk(
         token_ids=tuple(output.token_ids),
         logprobs=None if output.logprobs is None else tuple(output.logprobs),
         finish_reason=output.finish_reason,
         num_cached=output.num_cached,
+        top_logprobs=None if top is None else tuple(map(tuple, top)),
+        prompt_scores=None if output.prompt_scores is None else tuple(output.prompt_scores),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from graft_protocol.status import RuntimeStatus
-from graft_runtime.ipc.messages import Sampling
+from graft_runtime.ipc.messages import Sampling, TokenScore
 
 BASE_ALIASES: Final = frozenset({None, "", "tgi", "dummy"})
 """What clients send as a model's name when they mean the base model."""
@@ -49,6 +49,10 @@ class TokenChunk:
     finish_reason: Literal["stop", "length", "abort", "error"] | None
     num_cached: int = 0
     """Prompt tokens that did not have to be computed; the same in every chunk of a request."""
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    """Per token the likeliest ones there with their log probabilities, if asked for."""
+    prompt_scores: tuple[TokenScore, ...] | None = None
+    """Of the prompt's second token and those after it, if asked for; in the first chunk."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,13 @@ MAX_TEMPERATURE: Final = 100.0
 GREEDY_BELOW: Final = 1e-5
 """Temperatures below this choose the likeliest token: dividing by them would overflow."""
 MAX_IGNORED_NAMES: Final = 20
+MAX_CHOICES: Final = 8
+"""Answers to one prompt; each becomes a request of its own in the engine."""
+MAX_LOGPROBS: Final = 20
+"""Likeliest tokens that are told at each place."""
+MAX_BIASES: Final = 300
+MAX_BAD_WORDS: Final = 64
+MAX_ALLOWED: Final = 16_384
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -32,6 +39,11 @@ PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 Temperature = Annotated[Finite, Field(ge=0, le=MAX_TEMPERATURE)]
 TopK = Annotated[int, Field(ge=-1, lt=2**31)]
 TopP = Annotated[Finite, Field(gt=0, le=1)]
+MinP = Annotated[Finite, Field(ge=0, le=1)]
+Penalty = Annotated[Finite, Field(ge=-2, le=2)]
+Repetition = Annotated[Finite, Field(gt=0, le=100)]
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
+NumTop = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 ModelName = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 
 Unsupported = Mapping[str, tuple[Any, ...]]

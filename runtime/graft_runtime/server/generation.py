@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from graft_runtime.errors import EngineDiedError
-from graft_runtime.ipc.messages import Sampling
+from graft_runtime.ipc.messages import Sampling, TokenScore
+from graft_runtime.server.alternatives import Alternative, name_alternatives
 from graft_runtime.server.backend import Target, TokenChunk
 from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.record import Record
@@ -45,6 +46,8 @@ class Token:
     """What it added to the text; "" amid a character."""
     logprob: float | None
     special: bool
+    top: tuple[Alternative, ...] = ()
+    """The likeliest tokens there, the best first, if asked for."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Piece:
     end: End | None = None
     num_cached: int = 0
     """Prompt tokens that did not have to be computed; told once, in a request's first piece."""
+    prompt_scores: tuple[TokenScore, ...] | None = None
+    """What the model thought of the prompt, if asked for; told once, too."""
 
 
 async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGenerator[Piece, None]:
@@ -85,7 +90,10 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
             async for chunk in chunks:
                 piece = reader.read(chunk)
                 if is_first:
-                    piece, is_first = replace(piece, num_cached=chunk.num_cached), False
+                    is_first = False
+                    piece = replace(
+                        piece, num_cached=chunk.num_cached, prompt_scores=chunk.prompt_scores
+                    )
                 record.tokens(len(piece.tokens))
                 if piece.end is not None:
                     record.end = piece.end.reason
@@ -104,6 +112,7 @@ class _Reader:
         self._job = job
         self._text = Detokenizer(job.tokenizer)
         self._stop = StopMatcher(job.stops, keep=job.keep_stop)
+        self._before = job.token_ids[-1:]
 
     def read(self, chunk: TokenChunk) -> Piece:
         """Read one chunk; tokens behind a stop string are dropped."""
@@ -116,7 +125,8 @@ class _Reader:
         for position, (id, logprob) in enumerate(zip(chunk.token_ids, logprobs, strict=True)):
             is_ending = ending is not None and position == len(chunk.token_ids) - 1
             added = "" if is_ending and not self._job.keep_stop else self._text.push(id)
-            tokens.append(self._token(id, added, logprob))
+            tokens.append(self._token(id, added, logprob, self._alternatives(chunk, position)))
+            self._before = [id]
             matched = self._stop.push(added)
             texts.append(matched.text)
             if matched.stop is not None:
@@ -132,10 +142,17 @@ class _Reader:
         is_stop = chunk.finish_reason == "stop" and bool(last)
         return last[0] if is_stop and last[0] in self._job.sampling.stop_token_ids else None
 
-    def _token(self, id: int, added: str, logprob: float | None) -> Token:
+    def _alternatives(self, chunk: TokenChunk, position: int) -> tuple[Alternative, ...]:
+        if chunk.top_logprobs is None:
+            return ()
+        return name_alternatives(self._job.tokenizer, self._before, chunk.top_logprobs[position])
+
+    def _token(
+        self, id: int, added: str, logprob: float | None, top: tuple[Alternative, ...]
+    ) -> Token:
         special = self._job.tokenizer.is_special(id)
         text = self._job.tokenizer.special_text(id) if special else added
-        return Token(id, text, logprob, special)
+        return Token(id, text, logprob, special, top)
 
     def _end(self, chunk: TokenChunk, ending: int | None) -> End:
         if chunk.finish_reason == "length":

@@ -94,11 +94,12 @@ async def test_logprobs_name_tokens_and_bytes(client: httpx.AsyncClient) -> None
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
         ("response_format", {"type": "json_schema"}),
-        ("top_logprobs", 2),
+        ("top_logprobs", 2),  # without logprobs
+        ("top_logprobs", 21),
         ("chat_template", "{{ 1 }}"),
         ("chat_template_kwargs", {"a": 1}),
         ("continue_final_message", True),
-        ("n", 4),
+        ("n", 9),
     ],
 )
 async def test_a_known_field_that_is_not_honoured_is_refused_by_name(

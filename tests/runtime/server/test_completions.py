@@ -98,8 +98,34 @@ async def test_the_engine_is_told_what_was_asked(
     assert submitted.target.revision == REVISION
     sampling = submitted.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 7)
+    assert not sampling.logprobs
+    assert sampling.prompt_logprobs is None
     assert (sampling.seed, sampling.max_tokens) == (2**64 - 1, 9)
     assert (sampling.stop_token_ids, sampling.ignore_eos) == ((5,), True)
+
+
+async def test_the_engine_is_told_what_single_tokens_are_to_do(
+    client: httpx.AsyncClient, backend: FakeBackend, tokenizer: Tokenizer
+) -> None:
+    await complete(
+        client,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=2,
+        logit_bias={"5": 1, "6": -1000},
+        allowed_token_ids=[5, 6],
+        bad_words=["fox"],
+        min_tokens=3,
+    )
+    sampling = backend.submitted[0].sampling
+    assert sampling.min_p == 0.1
+    penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+    assert penalties == (1.2, -0.5, 2.0)
+    assert sampling.logit_bias == {5: 1.0, 6: -100.0}
+    assert sampling.allowed_token_ids == (5, 6)
+    assert sampling.bad_words == tuple(tuple(encode(tokenizer, word)) for word in ("fox", " fox"))
+    assert sampling.min_tokens == 3
 
 
 async def test_defaults_are_openais_and_seeds_differ(
@@ -246,19 +272,13 @@ async def test_unknown_fields_are_ignored_and_named(client: httpx.AsyncClient) -
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("n", True),
         ("best_of", 3),
-        ("echo", True),
         ("suffix", "x"),
-        ("logprobs", 1),
         ("prompt_embeds", "x"),
         ("response_format", {"type": "json_object"}),
         ("structured_outputs", {"regex": "a"}),
         ("api_token", "secret"),
-        ("logit_bias", {"1": 2}),
-        ("frequency_penalty", 0.5),
-        ("prompt_logprobs", 0),
+        ("use_beam_search", True),
     ],
 )
 async def test_a_known_field_that_is_not_honoured_is_refused_by_name(
@@ -306,6 +326,36 @@ async def test_a_known_field_that_is_not_honoured_is_refused_by_name(
         ("stop_token_ids", [10**6]),
         ("stop_token_ids", ["a"]),
         ("ignore_eos", "yes"),
+        ("n", 0),
+        ("n", 9),
+        ("n", True),
+        ("n", 10**9),
+        ("logprobs", 21),
+        ("logprobs", -1),
+        ("logprobs", True),
+        ("prompt_logprobs", -1),
+        ("echo", 1),
+        ("min_p", 1.1),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", -2.1),
+        ("frequency_penalty", "much"),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"1": "x"}),
+        ("logit_bias", {"1": True}),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"999999": 1}),
+        ("logit_bias", {str(id): 1 for id in range(301)}),
+        ("logit_bias", [1.0]),
+        ("allowed_token_ids", []),
+        ("allowed_token_ids", [10**6]),
+        ("bad_words", "word"),
+        ("bad_words", [""]),
+        ("bad_words", ["x" * 65]),
+        ("bad_words", ["x"] * 65),
+        ("min_tokens", -1),
+        ("min_tokens", 17),
         ("stream", 1),
         ("stream_options", {"include_usage": True}),
         ("model", 7),

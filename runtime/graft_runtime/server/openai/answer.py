@@ -54,12 +54,6 @@ def stop_reason(end: End | None) -> str | int | None:
     return None if end is None else end.stop
 
 
-def round_logprob(value: float | None) -> float:
-    """Return a log probability as JSON can hold it; OpenAI's floor stands for "impossible"."""
-    floor = -9999.0
-    return floor if value is None else max(round(value, 6), floor)
-
-
 def stream_error(error: RequestError) -> Sequence[bytes]:
     """Return what ends a stream that fails."""
     return event(openai_error(error).body), DONE

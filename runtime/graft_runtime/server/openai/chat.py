@@ -6,27 +6,30 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fastapi import APIRouter
+from pydantic import model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
 from graft_runtime.errors import InvalidRequestError
+from graft_runtime.ipc.messages import TokenScore
 from graft_runtime.server.backend import Target
 from graft_runtime.server.body import read_object
+from graft_runtime.server.choices import fork, generate_groups
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
-from graft_runtime.server.fields import PositiveInt, Unsupported, parse_fields
-from graft_runtime.server.generation import End, Job, Piece, Token, generate
+from graft_runtime.server.fields import NumTop, PositiveInt, Unsupported, parse_fields
+from graft_runtime.server.generation import Job, Piece, Token
 from graft_runtime.server.openai.answer import (
     Usage,
     answer_stream,
     answer_whole,
     finish_reason,
-    round_logprob,
     stop_reason,
 )
+from graft_runtime.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from graft_runtime.server.openai.messages import parse_messages
 from graft_runtime.server.openai.sampling import UNSUPPORTED, SamplingFields
 from graft_runtime.server.prompts import admit, fit_output, job_ids, refuse_hopeless
@@ -36,7 +39,6 @@ router = APIRouter()
 
 _UNSUPPORTED: Final[Unsupported] = {
     **UNSUPPORTED,
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "tool_prompt": (),
@@ -67,7 +69,15 @@ class ChatFields(SamplingFields):
     max_tokens: PositiveInt | None = None
     max_completion_tokens: PositiveInt | None = None
     logprobs: bool = False
+    top_logprobs: NumTop = 0
     add_generation_prompt: bool = True
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> ChatFields:
+        if self.top_logprobs and not self.logprobs:
+            message = "`top_logprobs` needs `logprobs`"
+            raise InvalidRequestError(message, param="top_logprobs")
+        return self
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,13 @@ class _Call:
     created: int
     fields: ChatFields
     target: Target
-    job: Job
+    jobs: tuple[Job, ...]
+    """One per choice."""
+
+    @property
+    def job(self) -> Job:
+        """The first one; all have the same prompt."""
+        return self.jobs[0]
 
     def envelope(self, object: str) -> dict[str, Any]:
         """Return what every object of the answer begins with."""
@@ -120,36 +136,54 @@ async def _prepare(frontend: Frontend, exchange: Exchange, fields: ChatFields) -
     sampling = fields.sampling(
         text.tokenizer,
         max_tokens=fit_output(len(ids), wanted, None, frontend.backend.max_model_len),
-        logprobs=fields.logprobs,
+        top_logprobs=fields.top_logprobs if fields.logprobs else None,
     )
     keep = fields.include_stop_str_in_output
     job = Job(job_ids(exchange, 1)[0], ids, sampling, target, text.tokenizer, fields.stop, keep)
-    return _Call(f"chatcmpl-{exchange.request_id}", int(time.time()), fields, target, job)
+    jobs = tuple(fork(job, fields.n))
+    return _Call(f"chatcmpl-{exchange.request_id}", int(time.time()), fields, target, jobs)
+
+
+@dataclass
+class _Choice:
+    """One choice of a whole answer, as it grows."""
+
+    text: list[str] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
+    last: Piece | None = None
 
 
 async def _whole(frontend: Frontend, exchange: Exchange, call: _Call) -> dict[str, Any]:
-    text: list[str] = []
-    tokens: list[Token] = []
-    end: End | None = None
+    choices = [_Choice() for _ in call.jobs]
+    scores: tuple[TokenScore, ...] | None = None
     usage = Usage(len(call.job.token_ids))
-    async with aclosing(generate(frontend, exchange, call.job)) as pieces:
-        async for piece in pieces:
+    async with aclosing(generate_groups(frontend, exchange, [call.jobs])) as pieces:
+        async for index, piece in pieces:
             usage.add(piece)
-            text.append(piece.text)
-            tokens += piece.tokens
-            end = piece.end
-    return {
+            choices[index].text.append(piece.text)
+            choices[index].tokens += piece.tokens
+            choices[index].last = piece
+            scores = piece.prompt_scores or scores
+    body = {
         **call.envelope("chat.completion"),
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "".join(text)},
-                "logprobs": logprobs_json(tokens) if call.fields.logprobs else None,
-                "finish_reason": finish_reason(end),
-                "stop_reason": stop_reason(end),
-            }
-        ],
+        "choices": [_whole_choice(call, index, choice) for index, choice in enumerate(choices)],
         "usage": usage.to_json(),
+    }
+    if call.fields.prompt_logprobs is not None and scores is not None:
+        body["prompt_logprobs"] = prompt_logprobs(
+            call.job.tokenizer, call.job.token_ids, scores, call.fields.prompt_logprobs
+        )
+    return body
+
+
+def _whole_choice(call: _Call, index: int, choice: _Choice) -> dict[str, Any]:
+    end = choice.last.end if choice.last else None
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": "".join(choice.text)},
+        "logprobs": chat_logprobs(choice.tokens) if call.fields.logprobs else None,
+        "finish_reason": finish_reason(end),
+        "stop_reason": stop_reason(end),
     }
 
 
@@ -157,28 +191,30 @@ async def _events(
     frontend: Frontend, exchange: Exchange, call: _Call
 ) -> AsyncGenerator[bytes, None]:
     usage = Usage(len(call.job.token_ids))
-    is_first = True
-    async with aclosing(generate(frontend, exchange, call.job)) as pieces:
-        async for piece in pieces:
-            if is_first:
-                is_first = False
-                yield _chunk(call, {"role": "assistant", "content": ""}, None, usage)
+    begun: set[int] = set()
+    async with aclosing(generate_groups(frontend, exchange, [call.jobs])) as pieces:
+        async for index, piece in pieces:
+            if index not in begun:
+                begun.add(index)
+                yield _chunk(call, index, {"role": "assistant", "content": ""}, None, usage)
             usage.add(piece)
             if piece.text or piece.end or call.fields.logprobs:
                 delta = {"content": piece.text} if piece.text else {}
-                yield _chunk(call, delta, piece, usage)
+                yield _chunk(call, index, delta, piece, usage)
     if call.fields.wants_usage:
         last = {**call.envelope("chat.completion.chunk"), "choices": [], "usage": usage.to_json()}
         yield event(last)
     yield DONE
 
 
-def _chunk(call: _Call, delta: dict[str, Any], piece: Piece | None, usage: Usage) -> bytes:
+def _chunk(
+    call: _Call, index: int, delta: dict[str, Any], piece: Piece | None, usage: Usage
+) -> bytes:
     wants_logprobs = call.fields.logprobs and piece is not None
     choice: dict[str, Any] = {
-        "index": 0,
+        "index": index,
         "delta": delta,
-        "logprobs": logprobs_json(piece.tokens) if wants_logprobs and piece else None,
+        "logprobs": chat_logprobs(piece.tokens) if wants_logprobs and piece else None,
         "finish_reason": finish_reason(piece.end) if piece else None,
     }
     if piece is not None and piece.end is not None:
@@ -187,18 +223,3 @@ def _chunk(call: _Call, delta: dict[str, Any], piece: Piece | None, usage: Usage
     if call.fields.wants_running_usage:
         chunk["usage"] = usage.to_json()
     return event(chunk)
-
-
-def logprobs_json(tokens: list[Token] | tuple[Token, ...]) -> dict[str, Any]:
-    """Return the log probabilities of chosen tokens, in the form that chats use."""
-    return {
-        "content": [
-            {
-                "token": token.text,
-                "logprob": round_logprob(token.logprob),
-                "bytes": list(token.text.encode()),
-                "top_logprobs": [],
-            }
-            for token in tokens
-        ]
-    }

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
 from graft_runtime.errors import InvalidRequestError
-from graft_runtime.server.backend import Target
 from graft_runtime.server.body import read_object
+from graft_runtime.server.choices import fork
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
-from graft_runtime.server.fields import PositiveInt, Unsupported, check_token_ids, parse_fields
-from graft_runtime.server.generation import Job, Piece, Token, generate
-from graft_runtime.server.merge import merge
-from graft_runtime.server.openai.answer import (
-    Usage,
-    answer_stream,
-    answer_whole,
-    finish_reason,
-    round_logprob,
-    stop_reason,
-)
+from graft_runtime.server.fields import NumTop, Unsupported, check_token_ids, parse_fields
+from graft_runtime.server.generation import Job
+from graft_runtime.server.openai.answer import answer_stream, answer_whole
+from graft_runtime.server.openai.completion_answer import Completion, Prompted, events, whole
 from graft_runtime.server.openai.sampling import UNSUPPORTED, SamplingFields
 from graft_runtime.server.prompts import admit, encode_text, fit_output, job_ids
-from graft_runtime.server.sse import DONE, event
 from graft_runtime.text.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -41,7 +30,6 @@ MAX_PROMPTS: Final = 32
 
 _UNSUPPORTED: Final[Unsupported] = {
     **UNSUPPORTED,
-    "echo": (False,),
     "suffix": ("",),
     "prompt_embeds": (),
 }
@@ -53,42 +41,17 @@ class CompletionFields(SamplingFields):
     """What this surface honours."""
 
     prompt: Any
-    max_tokens: PositiveInt | None = None
-    logprobs: int | None = Field(default=None)
+    max_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+    logprobs: NumTop | None = None
+    echo: bool = False
     add_special_tokens: bool = True
 
-
-@dataclass
-class _Choice:
-    """One choice of a whole answer, as it grows."""
-
-    text: list[str] = field(default_factory=list)
-    tokens: list[Token] = field(default_factory=list)
-    last: Piece | None = None
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A request ready to run."""
-
-    id: str
-    created: int
-    fields: CompletionFields
-    target: Target
-    jobs: tuple[Job, ...]
-
-    def envelope(self) -> dict[str, Any]:
-        """Return what every object of the answer begins with."""
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.target.served_name,
-        }
-
-    def usage(self) -> Usage:
-        """Return the counts before any output."""
-        return Usage(sum(len(job.token_ids) for job in self.jobs))
+    @model_validator(mode="after")
+    def _no_output_needs_an_echo(self) -> CompletionFields:
+        if self.max_tokens == 0 and not self.echo:
+            message = "`max_tokens` must be at least 1 without `echo`"
+            raise InvalidRequestError(message, param="max_tokens")
+        return self
 
 
 @router.post("/v1/completions", summary="Complete prompts", response_model=None)
@@ -98,30 +61,50 @@ async def create_completion(request: Request) -> Response:  # noqa: D103 - see t
     fields, exchange.ignored_fields = parse_fields(CompletionFields, body, _UNSUPPORTED)
     call = await _prepare(frontend, exchange, fields)
     if fields.stream:
-        return answer_stream(request, _events(frontend, exchange, call))
-    return await answer_whole(request, _whole(frontend, exchange, call))
+        return answer_stream(request, events(frontend, exchange, call))
+    return await answer_whole(request, whole(frontend, exchange, call))
 
 
-async def _prepare(frontend: Frontend, exchange: Exchange, fields: CompletionFields) -> _Call:
-    if fields.logprobs:
-        message = "`logprobs` above 0 is not supported: only the chosen token's is known"
-        raise InvalidRequestError(message, param="logprobs")
+async def _prepare(frontend: Frontend, exchange: Exchange, fields: CompletionFields) -> Completion:
     prompts = parse_prompts(fields.prompt)
+    if len(prompts) * fields.n > MAX_PROMPTS:
+        message = f"`prompt` and `n` ask for more than {MAX_PROMPTS} choices"
+        raise InvalidRequestError(message, param="n")
     target = frontend.backend.resolve(fields.model)
     text = await admit(frontend, sum(map(len, prompts)))
     limit = frontend.backend.max_model_len
-    jobs = []
+    groups = []
     for id, prompt in zip(job_ids(exchange, len(prompts)), prompts, strict=True):
         ids = await _encode(text.tokenizer, prompt, fields, limit)
+        # Without output one token is generated all the same, and left out of the answer.
+        wanted = 1 if fields.max_tokens == 0 else fields.max_tokens
         sampling = fields.sampling(
             text.tokenizer,
-            max_tokens=fit_output(len(ids), fields.max_tokens, DEFAULT_MAX_TOKENS, limit),
-            logprobs=fields.logprobs is not None,
+            max_tokens=fit_output(len(ids), wanted, DEFAULT_MAX_TOKENS, limit),
+            top_logprobs=fields.logprobs,
+            prompt_logprobs=fields.logprobs if fields.echo else None,
         )
         keep = fields.include_stop_str_in_output
-        jobs.append(Job(id, ids, sampling, target, text.tokenizer, fields.stop, keep))
-    name = f"cmpl-{exchange.request_id}"
-    return _Call(name, int(time.time()), fields, target, tuple(jobs))
+        job = Job(id, ids, sampling, target, text.tokenizer, fields.stop, keep)
+        groups.append(Prompted(_shown(text.tokenizer, prompt), tuple(fork(job, fields.n))))
+    return Completion(
+        id=f"cmpl-{exchange.request_id}",
+        created=int(time.time()),
+        groups=tuple(groups),
+        num_top=fields.logprobs,
+        num_prompt_top=fields.prompt_logprobs,
+        echoes=fields.echo,
+        has_output=fields.max_tokens != 0,
+        wants_usage=fields.wants_usage,
+        wants_running_usage=fields.wants_running_usage,
+    )
+
+
+def _shown(tokenizer: Tokenizer, prompt: Prompt) -> str:
+    """Return a prompt as it is echoed."""
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.decode(prompt, skip_special_tokens=False)
 
 
 async def _encode(
@@ -164,82 +147,3 @@ def _is_tokens(value: Any) -> bool:
 
 def _bad_prompt(fault: str) -> InvalidRequestError:
     return InvalidRequestError(f"`prompt` {fault}", param="prompt")
-
-
-async def _whole(frontend: Frontend, exchange: Exchange, call: _Call) -> dict[str, Any]:
-    choices = [_Choice() for _ in call.jobs]
-    usage = call.usage()
-    async with aclosing(merge([generate(frontend, exchange, job) for job in call.jobs])) as pieces:
-        async for index, piece in pieces:
-            choice = choices[index]
-            choice.text.append(piece.text)
-            choice.tokens += piece.tokens
-            choice.last = piece
-            usage.add(piece)
-    wants_logprobs = call.fields.logprobs is not None
-    return {
-        **call.envelope(),
-        "choices": [
-            {
-                "index": index,
-                "text": "".join(choice.text),
-                "logprobs": logprobs_json(choice.tokens, 0) if wants_logprobs else None,
-                "finish_reason": finish_reason(choice.last.end if choice.last else None),
-                "stop_reason": stop_reason(choice.last.end if choice.last else None),
-            }
-            for index, choice in enumerate(choices)
-        ],
-        "usage": usage.to_json(),
-    }
-
-
-async def _events(
-    frontend: Frontend, exchange: Exchange, call: _Call
-) -> AsyncGenerator[bytes, None]:
-    usage = call.usage()
-    offsets = [0] * len(call.jobs)
-    async with aclosing(merge([generate(frontend, exchange, job) for job in call.jobs])) as pieces:
-        async for index, piece in pieces:
-            usage.add(piece)
-            logprobs = None
-            if call.fields.logprobs is not None:
-                logprobs = logprobs_json(piece.tokens, offsets[index])
-                offsets[index] += sum(len(token.text) for token in piece.tokens)
-            chunk = {**call.envelope(), "choices": [_chunk_choice(index, piece, logprobs)]}
-            if call.fields.wants_running_usage:
-                chunk["usage"] = usage.to_json()
-            if piece.text or piece.end or logprobs:
-                yield event(chunk)
-    if call.fields.wants_usage:
-        yield event({**call.envelope(), "choices": [], "usage": usage.to_json()})
-    yield DONE
-
-
-def _chunk_choice(index: int, piece: Piece, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-    return {
-        "index": index,
-        "text": piece.text,
-        "logprobs": logprobs,
-        "finish_reason": finish_reason(piece.end),
-        "stop_reason": stop_reason(piece.end),
-    }
-
-
-def logprobs_json(tokens: list[Token] | tuple[Token, ...], offset: int) -> dict[str, Any]:
-    """Return the log probabilities of chosen tokens, in OpenAI's form of parallel lists.
-
-    Args:
-        tokens: What was generated.
-        offset: Where in the text the first of them begins.
-    """
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token.text)
-    values = [round_logprob(token.logprob) for token in tokens]
-    return {
-        "text_offset": offsets,
-        "token_logprobs": values,
-        "tokens": [token.text for token in tokens],
-        "top_logprobs": [{token.text: value} for token, value in zip(tokens, values, strict=True)],
-    }

@@ -10,11 +10,18 @@ from graft_runtime.errors import InvalidRequestError
 from graft_runtime.ipc.messages import Sampling
 from graft_runtime.server.fields import (
     GREEDY_BELOW,
+    MAX_ALLOWED,
     MAX_STOP_TOKEN_IDS,
+    Choices,
     Fields,
+    Finite,
     Int32,
     Int64,
+    MinP,
     ModelName,
+    NumTop,
+    Penalty,
+    Repetition,
     Temperature,
     TopK,
     TopP,
@@ -22,28 +29,19 @@ from graft_runtime.server.fields import (
     check_stops,
     check_token_ids,
 )
+from graft_runtime.server.openai.token_fields import bad_word_ids, check_bad_words, check_bias
 from graft_runtime.server.prompts import draw_seed
 from graft_runtime.text.tokenizer import Tokenizer
 
 UNSUPPORTED: Final[Unsupported] = {
     "api_token": (),
-    "n": (1,),
     "best_of": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "logit_bias": ({}, []),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "use_beam_search": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (),
     "truncation_side": (),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "prompt_logprobs": (),
     "logprob_token_ids": (),
     "logits_processors": ([],),
     "response_format": ({"type": "text"},),
@@ -78,6 +76,18 @@ class SamplingFields(Fields):
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
     top_k: TopK = 0
+    min_p: MinP = 0.0
+    repetition_penalty: Repetition = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    logit_bias: dict[int, Finite] = Field(default={})
+    allowed_token_ids: list[Int32] | None = Field(
+        default=None, min_length=1, max_length=MAX_ALLOWED
+    )
+    bad_words: list[str] = Field(default=[])
+    min_tokens: int = Field(default=0, ge=0, lt=2**31)
+    n: Choices = 1
+    prompt_logprobs: NumTop | None = None
     seed: Int64 | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: list[Int32] = Field(default=[], max_length=MAX_STOP_TOKEN_IDS)
@@ -95,6 +105,23 @@ class SamplingFields(Fields):
             raise ValueError(message)
         return check_stops(stops)
 
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _bias(cls, value: Any) -> Any:
+        return check_bias(value)
+
+    @field_validator("bad_words")
+    @classmethod
+    def _words(cls, value: list[str]) -> list[str]:
+        return check_bad_words(value)
+
+    @model_validator(mode="after")
+    def _prompt_logprobs_need_a_whole_answer(self) -> SamplingFields:
+        if self.prompt_logprobs is not None and self.stream:
+            message = "`prompt_logprobs` cannot be streamed"
+            raise InvalidRequestError(message, param="prompt_logprobs")
+        return self
+
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> SamplingFields:
         if "stream_options" in self.model_fields_set and not self.stream:
@@ -111,21 +138,54 @@ class SamplingFields(Fields):
         """Whether every chunk carries the token counts so far."""
         return self.wants_usage and bool(self.stream_options.continuous_usage_stats)
 
-    def sampling(self, tokenizer: Tokenizer, *, max_tokens: int, logprobs: bool) -> Sampling:
+    def sampling(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int,
+        top_logprobs: int | None,
+        prompt_logprobs: int | None = None,
+    ) -> Sampling:
         """Return what the engine is told.
 
+        Args:
+            tokenizer: The base model's.
+            max_tokens: Longest output.
+            top_logprobs: Likeliest tokens that are wanted with each token; None wants no logprobs.
+            prompt_logprobs: The same for the prompt, where the surface itself asks for them.
+
         Raises:
-            InvalidRequestError: A stop token is no token.
+            InvalidRequestError: A token is none, or the output cannot be as long as it must.
         """
-        check_token_ids(self.stop_token_ids, tokenizer, "stop_token_ids")
+        self._check_tokens(tokenizer, max_tokens)
         greedy = self.temperature < GREEDY_BELOW
+        allowed = self.allowed_token_ids
+        wanted = [each for each in (self.prompt_logprobs, prompt_logprobs) if each is not None]
         return Sampling(
             max_tokens=max_tokens,
             temperature=0.0 if greedy else self.temperature,
             top_k=max(self.top_k, 0),
             top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            bad_words=bad_word_ids(self.bad_words, tokenizer),
+            allowed_token_ids=None if allowed is None else tuple(allowed),
+            min_tokens=self.min_tokens,
             seed=draw_seed() if self.seed is None else self.seed % 2**64,
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
-            logprobs=logprobs,
+            logprobs=top_logprobs is not None,
+            top_logprobs=top_logprobs or 0,
+            prompt_logprobs=max(wanted, default=None),
         )
+
+    def _check_tokens(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        check_token_ids(self.stop_token_ids, tokenizer, "stop_token_ids")
+        check_token_ids(list(self.logit_bias), tokenizer, "logit_bias")
+        check_token_ids(self.allowed_token_ids or [], tokenizer, "allowed_token_ids")
+        if self.min_tokens > max_tokens:
+            message = f"`min_tokens` must not be more than the longest output, {max_tokens}"
+            raise InvalidRequestError(message, param="min_tokens")
