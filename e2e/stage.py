@@ -37,11 +37,17 @@ class Stage:
 
     def serve(self, *, replicas: int = 1, allowed: str = "Same") -> Client:
         """Apply the Secret and the InferenceService, wait until it serves, and return a client."""
-        self.open_store()
-        values = {"bucket": self.bucket.name, "replicas": str(replicas), "allowed": allowed}
-        self.kubectl.apply(manifest("base", **values))
+        self.apply(replicas=replicas, allowed=allowed)
         self.wait_ready("inferenceservice/base")
         return self.client()
+
+    def apply(
+        self, *, model: str = "models/tiny", replicas: int = 1, allowed: str = "Same"
+    ) -> None:
+        """Apply the Secret and the InferenceService."""
+        self.open_store()
+        values = {"model": self.bucket.uri(model), "replicas": str(replicas), "allowed": allowed}
+        self.kubectl.apply(manifest("base", **values))
 
     def client(self) -> Client:
         """Return a client outside the cluster, by a port of the node."""
