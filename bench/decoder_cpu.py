@@ -98,6 +98,7 @@ def make_batch(counts: list[int], lengths: list[int], slots: list[int]) -> Forwa
             list(range(row * per_row, (row + 1) * per_row)) for row in range(len(counts))
         ],
         adapter_slots=slots,
+        rope_variants=[0] * len(counts),
         logits_rows_S=torch.tensor([start - 1 for start in starts[1:]]),
     )
 

@@ -14,9 +14,14 @@ from typing import Any
 
 import pytest
 from peft import PeftModel
+from torch import Tensor
 
-from tests.support.gate import GateError, GateSettings
-from tests.support.gate_runs import edit_config, gate, ones, zero
+from graft_protocol.reasons import Reason
+from graft_runtime.adapters.validate import validate_adapter
+from graft_runtime.errors import ReasonedError
+from graft_runtime.models.arch import load_arch
+from tests.support.gate import GateError, GateSettings, start_engine
+from tests.support.gate_runs import edit_config, edit_weights, gate, ones, zero
 from tests.support.peft_adapters import ALL_LINEAR, load_with_adapters, make_adapter
 from tests.support.tiny_models import make_model
 
@@ -38,6 +43,41 @@ class Case:
 
 
 QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+
+ORIGINAL = 32
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 6.0, 8.0],
+    "original_max_position_embeddings": ORIGINAL,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "beta_fast": 4.0,
+    "beta_slow": 0.5,
+    "truncate": False,
+    "original_max_position_embeddings": ORIGINAL,
+}
+
+
+def edit_rope(rope: Mapping[str, Any], **fields: Any) -> Mutation:
+    return edit_config(rope_parameters={**rope, **fields})
+
+
+def swap_gate_and_up(tensors: dict[str, Tensor]) -> None:
+    name = f"{LAYER}.mlp.gate_up_proj.weight"
+    tensors[name] = tensors[name].roll(tensors[name].shape[0] // 2, dims=0).contiguous()
+
+
+def swap_q_and_k(tensors: dict[str, Tensor]) -> None:
+    name = f"{LAYER}.self_attn.qkv_proj.weight"
+    tensors[name] = tensors[name].roll(16, dims=0).contiguous()
+
 
 GEMMA = {
     "head_dim": 24,
@@ -101,6 +141,64 @@ CASES: dict[str, Case] = {
             "window ignored": edit_config(sliding_window=None),
             "window too small": edit_config(sliding_window=WINDOW - 1),
             "window too large": edit_config(sliding_window=WINDOW + 1),
+        },
+    ),
+    "phi3": Case(
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": ORIGINAL},
+        {
+            "short factors": edit_rope(LONGROPE, short_factor=[1.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+            "long factors": edit_rope(LONGROPE, long_factor=[1.0, 1.0, 2.0, 3.0, 6.0, 8.5]),
+            "factor on cosines": edit_rope(LONGROPE, attention_factor=1.3),
+            "stretch": edit_rope(LONGROPE, factor=3.0),
+            "original length": edit_config(original_max_position_embeddings=ORIGINAL + 9),
+            "partial_rotary_factor": edit_config(
+                rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}
+            ),
+            "gate and up swapped": edit_weights(swap_gate_and_up),
+            "q and k swapped": edit_weights(swap_q_and_k),
+        },
+        attention=("qkv_proj",),
+        all_linear=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    ),
+    "phi3 windows": Case(
+        "phi3",
+        {"sliding_window": WINDOW, "num_key_value_heads": 4},
+        {"window ignored": edit_config(sliding_window=None)},
+        attention=("qkv_proj",),
+        all_linear=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    ),
+    "dynamic rope": Case(
+        "llama",
+        {"max_position_embeddings": ORIGINAL, "rope_parameters": DYNAMIC},
+        {
+            "ignored": edit_config(
+                max_position_embeddings=128,
+                rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+            ),
+            "factor": edit_rope(DYNAMIC, factor=5.0),
+            "original length": edit_config(max_position_embeddings=ORIGINAL + 9),
+        },
+    ),
+    "yarn rope": Case(
+        "qwen2",
+        {"rope_parameters": YARN},
+        {
+            "ignored": edit_config(rope_parameters={"rope_type": "default"}),
+            "factor": edit_rope(YARN, factor=5.0),
+            "attention_factor": edit_rope(YARN, attention_factor=1.0),
+            "beta_fast": edit_rope(YARN, beta_fast=8.0),
+            "beta_slow": edit_rope(YARN, beta_slow=0.2),
+            "truncate": edit_rope(YARN, truncate=True),
+            "original length": edit_rope(YARN, original_max_position_embeddings=2 * ORIGINAL),
+        },
+    ),
+    "yarn rope, scaled twice": Case(
+        "qwen2",
+        {"rope_parameters": YARN | {"truncate": True, "mscale": 2.0, "mscale_all_dim": 0.5}},
+        {
+            "mscale": edit_rope(YARN, truncate=True, mscale=1.0, mscale_all_dim=0.5),
+            "mscale_all_dim": edit_rope(YARN, truncate=True, mscale=2.0, mscale_all_dim=1.0),
         },
     ),
     "gemma2": Case(
@@ -233,3 +331,26 @@ def test_the_gate_notices_a_mutation(
     one.case.mutations[mutation](mutant)
     with pytest.raises(GateError, match="differ"):
         gate(mutant, one.adapters, one.reference, tmp_path, count=8)
+
+
+def test_an_adapter_of_split_projections_is_refused_by_name(
+    made: Callable[[str], Made], tmp_path: Path
+) -> None:
+    split = make_model("mistral", tmp_path, seed=1)
+    adapter = make_adapter(split, tmp_path / "split", target_modules=("q_proj",))
+    (adapter / "README.md").unlink()
+    with pytest.raises(ReasonedError, match="q_proj") as caught:
+        validate_adapter(adapter, load_arch(made("phi3").model_dir), max_rank=64)
+    assert caught.value.reason is Reason.UNSUPPORTED_TARGET
+
+
+def test_sequences_of_other_frequencies_share_no_prefix(
+    made: Callable[[str], Made], tmp_path: Path
+) -> None:
+    one = made("phi3")
+    run = start_engine(one.model_dir, one.adapters, tmp_path, GateSettings())
+    prompt = list(range(5, 29))
+    for max_tokens, hits in ((8, 0), (9, 0), (7, 16), (20, 32)):
+        run.submit(prompt, max_tokens)
+        run.finish()
+        assert run.engine.stats().prefix_hits == hits

@@ -132,7 +132,9 @@ def start_engine(
     )
     max_len = min(arch.max_positions, settings.num_blocks * settings.block_size)
     engine = GateEngine(
-        EngineLimits(limits, settings.num_blocks, max_len, frozenset(arch.eos_token_ids)),
+        EngineLimits(
+            limits, settings.num_blocks, max_len, frozenset(arch.eos_token_ids), arch.rope
+        ),
         Runner(overheard, CPU),
         slots,
     )
@@ -198,6 +200,9 @@ def compare_with(run: GateRun, reference: PeftModel) -> Verdict:
     """
     verdict = Verdict()
     for name, request in run.requests.items():
+        # Dynamic rope in transformers keeps the frequencies of the longest sequence it has seen,
+        # until it meets one that is not stretched.
+        reference(input_ids=torch.tensor([request.token_ids[:1]]))
         tokens = torch.tensor([request.token_ids + run.outputs[name]])
         with reference.disable_adapter():
             base_NV = reference(input_ids=tokens).logits[0]

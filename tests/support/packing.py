@@ -67,6 +67,7 @@ class Packer:
             seq_lens=[sequence.computed for sequence, _ in work],
             block_tables=[sequence.blocks for sequence, _ in work],
             adapter_slots=[sequence.slot for sequence, _ in work],
+            rope_variants=[0] * len(work),
             logits_rows_S=torch.tensor(
                 list(range(len(tokens)) if rows is None else rows), dtype=torch.int64
             ),

@@ -64,7 +64,9 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
     )
     eos_ids = frozenset(arch.eos_token_ids)
     engine = Engine(
-        EngineLimits(limits, num_blocks, max_model_len, eos_ids), Runner(model, device), slots
+        EngineLimits(limits, num_blocks, max_model_len, eos_ids, arch.rope),
+        Runner(model, device),
+        slots,
     )
     tell(EngineProgress("warming up"))
     _warm_up(engine)

@@ -26,6 +26,7 @@ from graft_runtime.ipc.messages import (
     Submit,
     TokenOutput,
 )
+from graft_runtime.layers.rope_spec import PLAIN_ROPE, RopeSpec
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class EngineLimits:
     num_blocks: int
     max_model_len: int
     eos_ids: frozenset[int]
+    rope: RopeSpec = PLAIN_ROPE
+    """The model's rotary embedding; for most it is the same whatever a sequence's length."""
 
 
 @dataclass
@@ -100,6 +103,7 @@ class Engine:
         sampling = message.sampling
         eos_ids = frozenset() if sampling.ignore_eos else self.limits.eos_ids
         stop_ids = eos_ids | frozenset(sampling.stop_token_ids)
+        longest = len(message.token_ids) + sampling.max_tokens
         request = Request(
             request_id=message.request_id,
             tokens=list(message.token_ids),
@@ -108,6 +112,7 @@ class Engine:
             adapter=message.adapter,
             arrival=self._arrivals,
             stop_ids=stop_ids,
+            rope_variant=self.limits.rope.variant(min(longest, self.limits.max_model_len)),
             rules=TokenRules.of(sampling, message.token_ids, stop_ids),
         )
         if request.adapter is not None:

@@ -23,13 +23,16 @@ BlockKey = bytes
 KEY_BYTES = 16
 
 
-def root_key(adapter: str | None) -> BlockKey:
+def root_key(adapter: str | None, rope_variant: int = 0) -> BlockKey:
     """Return the start of the chain of keys for one adapter's sequences; None is the base model.
 
     The adapter is named by its revision, which carries its digest: what one version computed is
-    never taken for another's.
+    never taken for another's. Nor are keys that were rotated by other frequencies.
     """
-    return blake2b(b"" if adapter is None else adapter.encode(), digest_size=KEY_BYTES).digest()
+    content = b"" if adapter is None else adapter.encode()
+    if rope_variant:
+        content += b"\0rope" + rope_variant.to_bytes(8, "little")
+    return blake2b(content, digest_size=KEY_BYTES).digest()
 
 
 def next_key(parent: BlockKey, token_ids: Sequence[int]) -> BlockKey:

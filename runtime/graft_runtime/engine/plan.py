@@ -34,6 +34,8 @@ class StepPlan:
     """[R + 1] where each row's blocks begin in N."""
     block_ids_N: IntArray
     adapter_slots_R: IntArray
+    rope_variants_R: IntArray
+    """See `RopeSpec.variant`."""
     logits_rows_S: IntArray
     """Indices into T."""
     sampling: SamplingBatch
@@ -101,6 +103,7 @@ def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
         block_starts=block_starts,
         block_ids_N=block_ids_N,
         adapter_slots_R=np.array([row.request.slot for row in rows], dtype=np.int64),
+        rope_variants_R=np.array([row.request.rope_variant for row in rows], dtype=np.int64),
         logits_rows_S=query_starts[1:][sampled] - 1,
         sampling=build_sampling([rows[index].request for index in sampled]),
         prompt_rows_P=prompt_rows_P,

@@ -26,6 +26,8 @@ class Request:
     """Order of arrival, the only notion of age in the scheduler."""
     stop_ids: frozenset[int] = frozenset()
     rules: TokenRules | None = None
+    rope_variant: int = 0
+    """See `RopeSpec.variant`; the same from the first token to the last."""
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     keys: list[BlockKey] = field(default_factory=list)
@@ -58,7 +60,7 @@ class Request:
 
     def block_keys(self, count: int, block_size: int) -> list[BlockKey]:
         """Return the keys of the first ``count`` blocks; all of them must be full of tokens."""
-        parent = self.keys[-1] if self.keys else root_key(self.adapter)
+        parent = self.keys[-1] if self.keys else root_key(self.adapter, self.rope_variant)
         for index in range(len(self.keys), count):
             parent = next_key(parent, self.tokens[index * block_size : (index + 1) * block_size])
             self.keys.append(parent)

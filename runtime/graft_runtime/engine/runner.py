@@ -83,6 +83,7 @@ class Runner:
             seq_lens=plan.seq_lens_R.tolist(),
             block_tables=[blocks[start:end] for start, end in bounds],
             adapter_slots=plan.adapter_slots_R.tolist(),
+            rope_variants=plan.rope_variants_R.tolist(),
             logits_rows_S=self._tensor(logits_rows),
         )
 

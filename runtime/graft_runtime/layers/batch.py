@@ -30,5 +30,7 @@ class ForwardBatch:
     """R lists of physical block ids, in order."""
     adapter_slots: list[int]
     """R device slots of the requests' adapters; 0 is none."""
+    rope_variants: list[int]
+    """R of what `RopeSpec.variant` says for each request; 0 for most models."""
     logits_rows_S: Tensor
     """int64 indices into T."""

@@ -1,24 +1,27 @@
 """Rotary position embedding: angles once per step, applied to queries and keys of each layer.
 
-Shape legend: T tokens, N heads (queries and keys together), D head size, P = D / 2 frequencies.
+Shape legend: T tokens, N heads (queries and keys together), D head size, E the part of it
+that is rotated, P = E / 2 frequencies, R requests.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from graft_runtime.layers.rope_spec import RopeSpec
+from graft_runtime.layers.batch import ForwardBatch
+from graft_runtime.layers.rope_spec import RopeSpec, rotated_size
 
 
 class Rotation(NamedTuple):
     """The angles of one step's tokens, ready to be multiplied with heads."""
 
-    cos_T1D: Tensor
-    sin_T1D: Tensor
+    cos_T1E: Tensor
+    sin_T1E: Tensor
     """First half negated: ``rotate_half`` becomes a roll."""
 
 
@@ -28,38 +31,68 @@ class Rope:
     def __init__(
         self, spec: RopeSpec, head_dim: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
+        self._spec = spec
+        self._head_dim = head_dim
         self._frequencies_P = frequencies(spec, head_dim).to(device)
-        self._attention_factor = spec.attention_factor
         self._dtype = dtype
 
-    def rotation(self, positions_T: Tensor) -> Rotation:
+    def step_rotation(self, batch: ForwardBatch) -> Rotation:
+        """Compute the angles of a step, each request with the variant it was given."""
+        if not any(batch.rope_variants):
+            return self.rotation(batch.positions_T)
+        device = self._frequencies_P.device
+        variants = batch.rope_variants
+        rows_RP = torch.stack([frequencies(self._spec, self._head_dim, one) for one in variants])
+        counts_R = torch.tensor(batch.query_starts).diff()
+        frequencies_TP = rows_RP.repeat_interleave(counts_R, dim=0).to(device)
+        return self.rotation(batch.positions_T, frequencies_TP)
+
+    def rotation(self, positions_T: Tensor, frequencies_TP: Tensor | None = None) -> Rotation:
         """Compute the angles in float32, then round them to the model's dtype."""
-        angles_TP = positions_T[:, None].float() * self._frequencies_P
+        frequencies = self._frequencies_P if frequencies_TP is None else frequencies_TP
+        angles_TP = positions_T[:, None].float() * frequencies
         cos_TP, sin_TP = angles_TP.cos(), angles_TP.sin()
-        if self._attention_factor != 1.0:
-            cos_TP, sin_TP = cos_TP * self._attention_factor, sin_TP * self._attention_factor
-        cos_TD = torch.cat((cos_TP, cos_TP), dim=-1).to(self._dtype)
-        sin_TD = torch.cat((-sin_TP, sin_TP), dim=-1).to(self._dtype)
-        return Rotation(cos_TD[:, None], sin_TD[:, None])
+        factor = self._spec.attention_factor
+        if factor != 1.0:
+            cos_TP, sin_TP = cos_TP * factor, sin_TP * factor
+        cos_TE = torch.cat((cos_TP, cos_TP), dim=-1).to(self._dtype)
+        sin_TE = torch.cat((-sin_TP, sin_TP), dim=-1).to(self._dtype)
+        return Rotation(cos_TE[:, None], sin_TE[:, None])
 
 
 def rotate(x_TND: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate every head by its token's angles; pairs are (i, i + D / 2) as in Hugging Face."""
-    half = x_TND.shape[-1] // 2
-    rolled_TND = x_TND.roll(half, dims=-1)
-    return (x_TND * rotation.cos_T1D).addcmul_(rolled_TND, rotation.sin_T1D)
+    """Rotate every head by its token's angles; pairs are (i, i + E / 2) as in Hugging Face."""
+    rotated = rotation.cos_T1E.shape[-1]
+    if rotated == x_TND.shape[-1]:
+        return _rotate(x_TND, rotation)
+    turned_TNE = _rotate(x_TND[..., :rotated], rotation)
+    return torch.cat((turned_TNE, x_TND[..., rotated:]), dim=-1)
 
 
-def frequencies(spec: RopeSpec, head_dim: int) -> Tensor:
-    """Return the P angular frequencies, float32, stretched as the spec says."""
-    exponents_P = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    base_P = 1.0 / (spec.theta**exponents_P)
+def _rotate(x_TNE: Tensor, rotation: Rotation) -> Tensor:
+    half = x_TNE.shape[-1] // 2
+    rolled_TNE = x_TNE.roll(half, dims=-1)
+    return (x_TNE * rotation.cos_T1E).addcmul_(rolled_TNE, rotation.sin_T1E)
+
+
+@lru_cache(maxsize=512)
+def frequencies(spec: RopeSpec, head_dim: int, variant: int = 0) -> Tensor:
+    """Return the P angular frequencies, float32, stretched as the spec says. Not to be changed."""
+    rotated = rotated_size(spec, head_dim)
+    exponents_P = torch.arange(0, rotated, 2, dtype=torch.int64).float() / rotated
+    theta = spec.theta
+    if spec.kind == "dynamic" and variant:
+        growth = spec.factor * variant / spec.original_max_positions - (spec.factor - 1)
+        theta = theta * growth ** (rotated / (rotated - 2))
+    base_P = 1.0 / (theta**exponents_P)
     if spec.kind == "linear":
         return base_P / spec.factor
     if spec.kind == "llama3":
         return _llama3(spec, base_P)
     if spec.kind == "yarn":
         return _yarn(spec, base_P)
+    if spec.kind == "longrope":
+        return base_P / torch.tensor(spec.long_factors if variant else spec.short_factors)
     return base_P
 
 

@@ -160,9 +160,9 @@ def load_arch(model_dir: Path) -> DecoderArch:
     num_layers = config.positive_int("num_hidden_layers")
     vocab_size = config.positive_int("vocab_size")
     max_positions = config.positive_int("max_position_embeddings", family.max_positions)
-    rope, local_rope = read_ropes(config, family, max_positions)
     attention_bias = _flag_if(family.has_attention_bias_field, config, "attention_bias")
     head_dim = _head_dim(config, family, hidden_size, num_heads)
+    rope, local_rope = read_ropes(config, family, max_positions, head_dim)
     attention_softcap, logit_softcap = _softcaps(config, family)
     bos = config.token_ids("bos_token_id")
     arch = DecoderArch(
@@ -253,8 +253,8 @@ def _softcaps(config: ConfigReader, family: Family) -> tuple[float | None, float
 
 
 def _stretched(rope: RopeSpec, max_positions: int) -> int:
-    """Return the longest context: with ``yarn``, configs often keep the length before it."""
-    if rope.kind != "yarn":
+    """Return the longest context: some kinds leave the length before stretching in the config."""
+    if rope.kind not in ("yarn", "dynamic"):
         return max_positions
     return max(max_positions, round(rope.factor * rope.original_max_positions))
 

@@ -132,7 +132,7 @@ class Decoder:
         Call under ``torch.inference_mode``.
         """
         lora = prepare_lora(self.lora, batch) if self.lora is not None else None
-        rotation = self.rope.rotation(batch.positions_T)
+        rotation = self.rope.step_rotation(batch)
         local = self.local_rope
         step = StepContext(
             rotation=rotation,

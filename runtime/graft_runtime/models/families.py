@@ -54,6 +54,10 @@ class Family:
     """Not None: windowed layers have rotary frequencies of their own."""
     original_max_positions: int | None = None
     """Not None: the config says outside the rope section for how many positions it was trained."""
+    has_partial_rotary: bool = False
+    """Whether ``partial_rotary_factor`` leaves a part of each head as it is."""
+    rope_aliases: Mapping[str, str] = field(default_factory=dict)
+    """Older names of the family for kinds of rotary embedding."""
     required: Mapping[str, object] = field(default_factory=dict)
     """Fields that may be present with this value only."""
     informational: frozenset[str] = frozenset()
@@ -88,6 +92,8 @@ FAMILIES: Mapping[str, Family] = {
         fused=True,
         window_rule="all",
         original_max_positions=4096,
+        has_partial_rotary=True,
+        rope_aliases={"su": "longrope", "yarn": "longrope"},
         required={
             "attention_bias": False,
             "full_attn_mod": 1,

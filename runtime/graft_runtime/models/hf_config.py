@@ -63,6 +63,14 @@ class ConfigReader:
             raise self.invalid(name, value, "must be finite and above zero")
         return float(value)
 
+    def positive_floats(self, name: str, count: int) -> tuple[float, ...]:
+        """Return a list of ``count`` finite numbers above zero."""
+        values = self.take(name)
+        if not isinstance(values, list) or len(values) != count:
+            raise self.invalid(name, values, f"must be a list of {count} numbers")
+        reader = ConfigReader({str(at): value for at, value in enumerate(values)}, f"{name}.")
+        return tuple(reader.positive_float(str(at)) for at in range(count))
+
     def optional_float(self, name: str, default: float | None) -> float | None:
         """Return a finite number above zero, or None where null or the default says so."""
         if self.is_explicit_null(name) or (default is None and not self.has(name)):

@@ -6,52 +6,121 @@ Called by `models/arch.py`. Knows no torch.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
-from graft_runtime.layers.rope_spec import RopeKind, RopeSpec
+from graft_runtime.layers.rope_spec import RopeKind, RopeSpec, rotated_size
 from graft_runtime.models.families import Family
 from graft_runtime.models.hf_config import ConfigReader
 
-_KINDS = ("default", "linear", "llama3", "yarn")
+_KINDS = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
+_BY_LENGTH = ("dynamic", "longrope")
 _FULL, _LOCAL = "full_attention", "sliding_attention"
 
 
+@dataclass(frozen=True)
+class RopeContext:
+    """What a rotary embedding depends on outside its own section."""
+
+    family: Family
+    max_positions: int
+    head_dim: int
+    partial: float = 1.0
+    original: int | None = None
+    """What the config says outside the section about the original length."""
+
+
 def read_ropes(
-    config: ConfigReader, family: Family, max_positions: int
+    config: ConfigReader, family: Family, max_positions: int, head_dim: int
 ) -> tuple[RopeSpec, RopeSpec | None]:
     """Return the rotary embedding, and that of windowed layers if they have their own."""
     if config.has("rope_parameters") and config.has("rope_scaling"):
         raise config.unsupported("rope_scaling", config.take("rope_scaling"))
     theta = config.positive_float("rope_theta", family.rope_theta)
+    context = _context(config, family, max_positions, head_dim)
     section = config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
     if family.local_rope_theta is None:
-        return _read(section, theta, max_positions), None
+        return _read(section, context, theta), None
     local_theta = config.positive_float("rope_local_base_freq", family.local_rope_theta)
     if not config.has("rope_parameters"):
         # The older form stretches the layers that see everything only.
-        return _read(section, theta, max_positions), RopeSpec(local_theta)
-    full = _read(section.section(_FULL), theta, max_positions)
-    local = _read(section.section(_LOCAL), local_theta, max_positions)
+        return _read(section, context, theta), RopeSpec(local_theta)
+    full = _read(section.section(_FULL), context, theta)
+    nested = section.section(_LOCAL)
+    local = _read(nested, context, local_theta)
+    if local.kind in _BY_LENGTH:
+        raise nested.unsupported("rope_type", local.kind)
     section.finish()
     return full, local
 
 
-def _read(rope: ConfigReader, theta: float, max_positions: int) -> RopeSpec:
+def _context(
+    config: ConfigReader, family: Family, max_positions: int, head_dim: int
+) -> RopeContext:
+    partial, original = 1.0, None
+    if family.has_partial_rotary:
+        partial = config.positive_float("partial_rotary_factor", 1.0)
+    if family.original_max_positions is not None:
+        original = config.positive_int(
+            "original_max_position_embeddings", family.original_max_positions
+        )
+    return RopeContext(family, max_positions, head_dim, partial, original)
+
+
+def _read(rope: ConfigReader, context: RopeContext, theta: float) -> RopeSpec:
+    family = context.family
     theta = rope.positive_float("rope_theta", theta)
-    legacy_kind = rope.take("type", "default")
-    kind = cast("RopeKind", rope.one_of("rope_type", _KINDS, legacy_kind))
-    if rope.positive_float("partial_rotary_factor", 1.0) != 1.0:
-        raise rope.unsupported("partial_rotary_factor", rope.take("partial_rotary_factor"))
-    spec = RopeSpec(theta, kind)
+    name = rope.one_of("rope_type", {*_KINDS, *family.rope_aliases}, rope.take("type", "default"))
+    kind = cast("RopeKind", family.rope_aliases.get(name, name))
+    share = rope.positive_float("partial_rotary_factor", context.partial)
+    if share > 1.0 or (share != 1.0 and not family.has_partial_rotary):
+        raise rope.unsupported("partial_rotary_factor", share)
+    spec = RopeSpec(theta, kind, rotated_share=share)
+    size = rotated_size(spec, context.head_dim)
+    if share != 1.0 and (size % 2 or not size):
+        raise rope.invalid("partial_rotary_factor", share, "must leave an even part of each head")
     if kind == "linear":
         spec = replace(spec, factor=rope.positive_float("factor"))
     elif kind == "llama3":
-        spec = _llama3(rope, spec, max_positions)
+        spec = _llama3(rope, spec, context.max_positions)
     elif kind == "yarn":
-        spec = _yarn(rope, spec, max_positions)
+        spec = _yarn(rope, spec, context.max_positions)
+    elif kind == "dynamic":
+        spec = _dynamic(rope, spec, context)
+    elif kind == "longrope":
+        spec = _longrope(rope, spec, context)
+    elif context.original is not None:
+        rope.ignore("original_max_position_embeddings")
     rope.finish()
     return spec
+
+
+def _dynamic(rope: ConfigReader, spec: RopeSpec, context: RopeContext) -> RopeSpec:
+    if rotated_size(spec, context.head_dim) < 4:
+        raise rope.invalid("rope_type", spec.kind, "needs heads of at least 4 rotated features")
+    factor = rope.positive_float("factor")
+    if factor < 1.0:
+        raise rope.invalid("factor", factor, "must be at least 1")
+    return replace(spec, factor=factor, original_max_positions=context.max_positions)
+
+
+def _longrope(rope: ConfigReader, spec: RopeSpec, context: RopeContext) -> RopeSpec:
+    """Source: LongRoPE, arXiv:2402.13753; defaults as in transformers."""
+    inside = rope.positive_int("original_max_position_embeddings", context.max_positions)
+    original = inside if context.original is None else context.original
+    factor = rope.positive_float("factor", context.max_positions / original)
+    default = 1.0
+    if factor > 1.0 and original > 1:
+        default = math.sqrt(1 + math.log(factor) / math.log(original))
+    count = rotated_size(spec, context.head_dim) // 2
+    return replace(
+        spec,
+        factor=factor,
+        original_max_positions=original,
+        attention_factor=rope.positive_float("attention_factor", default),
+        short_factors=rope.positive_floats("short_factor", count),
+        long_factors=rope.positive_floats("long_factor", count),
+    )
 
 
 def _llama3(rope: ConfigReader, spec: RopeSpec, max_positions: int) -> RopeSpec:

@@ -72,6 +72,7 @@ def check(
         seq_lens=[length for _, length in lengths],
         block_tables=tables,
         adapter_slots=[0] * len(lengths),
+        rope_variants=[0] * len(lengths),
         logits_rows_S=torch.zeros(0, dtype=torch.int64),
     )
     new_k = torch.cat(

@@ -55,14 +55,52 @@ def test_linear_is_a_product_and_a_bias(rows: int, dtype: torch.dtype, with_bias
                 "original_max_position_embeddings": 8192,
             },
         ),
+        (
+            RopeSpec(1e6, "yarn", 4.0, original_max_positions=8192, attention_factor=1.25),
+            {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 4.0,
+                "original_max_position_embeddings": 8192,
+                "attention_factor": 1.25,
+            },
+        ),
+        (
+            RopeSpec(1e4, "dynamic", 4.0, original_max_positions=8192),
+            {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+        ),
+        (
+            RopeSpec(
+                1e4,
+                "longrope",
+                4.0,
+                original_max_positions=8192,
+                attention_factor=1.5,
+                short_factors=(1.25,) * 64,
+                long_factors=tuple(1.0 + at for at in range(64)),
+            ),
+            {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "attention_factor": 1.5,
+                "original_max_position_embeddings": 8192,
+                "short_factor": [1.25] * 64,
+                "long_factor": [1.0 + at for at in range(64)],
+            },
+        ),
     ],
 )
 def test_frequencies_are_those_of_transformers(
     spec: RopeSpec, parameters: dict[str, object]
 ) -> None:
-    config = LlamaConfig(head_dim=128, rope_parameters=parameters)
+    config = LlamaConfig(head_dim=128, max_position_embeddings=8192, rope_parameters=parameters)
+    for length in (100, 8193, 20_000):
+        theirs, _ = ROPE_INIT_FUNCTIONS[spec.kind](config, CPU, seq_len=length)
+        ours = frequencies(spec, 128, spec.variant(length))
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=1e-5)
     theirs, scaling = ROPE_INIT_FUNCTIONS[spec.kind](config, CPU)
-    assert scaling == 1.0
+    assert scaling == spec.attention_factor
     torch.testing.assert_close(frequencies(spec, 128), theirs, atol=0, rtol=1e-6)
 
 
