@@ -38,6 +38,8 @@ class OneLayer:
             "os": "linux",
             "config": {"Env": list(self.environment), "Entrypoint": list(self.entrypoint)},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]},
+            # Podman counts these against the layers.
+            "history": [{"created_by": "graft e2e/cluster"}],
         }
         layer = {
             "mediaType": f"{MEDIA_TYPE}.layer.v1.tar",
