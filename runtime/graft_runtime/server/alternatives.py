@@ -18,6 +18,7 @@ class Alternative:
     id: int
     text: str
     logprob: float
+    special: bool
 
 
 def name_alternatives(
@@ -31,7 +32,8 @@ def name_alternatives(
         pairs: Ids and log probabilities.
     """
     return tuple(
-        Alternative(id, text_after(tokenizer, before, id), logprob) for id, logprob in pairs
+        Alternative(id, text_after(tokenizer, before, id), logprob, tokenizer.is_special(id))
+        for id, logprob in pairs
     )
 
 

@@ -44,6 +44,7 @@ Penalty = Annotated[Finite, Field(ge=-2, le=2)]
 Repetition = Annotated[Finite, Field(gt=0, le=100)]
 Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 NumTop = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+TypicalP = Annotated[Finite, Field(gt=0, le=1)]
 ModelName = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 
 Unsupported = Mapping[str, tuple[Any, ...]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -16,38 +16,31 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from graft_runtime.errors import ContextLengthError, RequestError
-from graft_runtime.server.backend import Target
 from graft_runtime.server.body import read_object
+from graft_runtime.server.choices import fork, generate_groups
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
 from graft_runtime.server.errors import tgi_error
 from graft_runtime.server.exchange import watch
-from graft_runtime.server.generation import End, Job, Piece, Token, generate
-from graft_runtime.server.prompts import admit, encode_text, fit_output, job_ids
+from graft_runtime.server.generation import Job, Piece, Token, generate
+from graft_runtime.server.prompts import (
+    admit,
+    draw_seed,
+    encode_text,
+    fit_output,
+    job_ids,
+)
 from graft_runtime.server.sse import SseResponse, event
+from graft_runtime.server.tgi_details import (
+    Call,
+    Output,
+    details,
+    stream_details,
+    token_json,
+    top_tokens,
+)
 from graft_runtime.server.tgi_fields import GenerateFields, Parameters, parse_body
 
 router = APIRouter()
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A request ready to run."""
-
-    inputs: str
-    parameters: Parameters
-    target: Target
-    job: Job
-    returns_prompt: bool
-    validated_seconds: float
-
-    @property
-    def seed(self) -> int | None:
-        """The seed, where one had a say."""
-        return self.job.sampling.seed if self.parameters.samples else None
-
-    def full_text(self, text: str) -> str:
-        """Return the output, with the prompt before it if asked for."""
-        return self.inputs + text if self.returns_prompt else text
 
 
 @router.post("/", summary="Generate, streaming if asked", response_model=None)
@@ -83,7 +76,7 @@ async def _prepare(
     parameters: Parameters,
     *,
     returns_prompt_by_default: bool = False,
-) -> _Call:
+) -> Call:
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
     target = frontend.backend.resolve(parameters.adapter_id)
     text = await admit(frontend, len(fields.inputs))
@@ -96,9 +89,17 @@ async def _prepare(
     sampling = parameters.sampling(max_tokens=_room(len(ids), parameters, limit))
     id = job_ids(exchange, 1)[0]
     job = Job(id, ids, sampling, target, text.tokenizer, parameters.stop, keep_stop=True)
+    first, *rest = fork(job, parameters.best_of)
     wants_prompt = parameters.return_full_text
     returns_prompt = returns_prompt_by_default if wants_prompt is None else wants_prompt
-    return _Call(fields.inputs, parameters, target, job, returns_prompt, exchange.elapsed())
+    jobs = (first, *map(_reseeded, rest))
+    return Call(fields.inputs, parameters, jobs, returns_prompt, exchange.elapsed())
+
+
+def _reseeded(job: Job) -> Job:
+    """Give one of several answers a seed of its own, with which it can be had again alone."""
+    sampling = msgspec.structs.replace(job.sampling, seed=draw_seed(), sample_index=0)
+    return replace(job, sampling=sampling)
 
 
 def _room(num_inputs: int, parameters: Parameters, limit: int) -> int:
@@ -117,18 +118,20 @@ def _room(num_inputs: int, parameters: Parameters, limit: int) -> int:
         raise ContextLengthError(message, param=error.param) from error
 
 
-async def _whole(request: Request, call: _Call, *, as_list: bool = False) -> Response:
+async def _whole(request: Request, call: Call, *, as_list: bool = False) -> Response:
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
-    text, tokens, end = await watch(
+    outputs = await watch(
         exchange,
         request.receive,
-        _collect(frontend, exchange, call.job),
+        _collect(frontend, exchange, call.jobs),
         timeout_seconds=frontend.settings.request_timeout_seconds,
     )
-    body: dict[str, Any] = {"generated_text": call.full_text(text)}
-    if call.parameters.details:
-        body["details"] = _details(call, tokens, end)
-    headers = {**exchange.headers(), **_timing(call, exchange, len(tokens))}
+    best = max(outputs, key=Output.mean_logprob)
+    body: dict[str, Any] = {"generated_text": call.full_text(best.text)}
+    if call.parameters.has_details:
+        body["details"] = details(call, best, outputs)
+    num_tokens = sum(len(output.tokens) for output in outputs)
+    headers = {**exchange.headers(), **_timing(call, exchange, num_tokens)}
     return Response(
         msgspec.json.encode([body] if as_list else body),
         media_type="application/json",
@@ -136,21 +139,16 @@ async def _whole(request: Request, call: _Call, *, as_list: bool = False) -> Res
     )
 
 
-async def _collect(
-    frontend: Frontend, exchange: Exchange, job: Job
-) -> tuple[str, list[Token], End | None]:
-    text: list[str] = []
-    tokens: list[Token] = []
-    end: End | None = None
-    async with aclosing(generate(frontend, exchange, job)) as pieces:
-        async for piece in pieces:
-            text.append(piece.text)
-            tokens += piece.tokens
-            end = piece.end
-    return "".join(text), tokens, end
+async def _collect(frontend: Frontend, exchange: Exchange, jobs: Sequence[Job]) -> list[Output]:
+    outputs = [Output(job) for job in jobs]
+    async with aclosing(generate_groups(frontend, exchange, [jobs])) as pieces:
+        async for index, piece in pieces:
+            outputs[index].add(piece)
+    return outputs
 
 
-def _stream(request: Request, call: _Call) -> Response:
+def _stream(request: Request, call: Call) -> Response:
+    call.parameters.check_streamable()
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
     return SseResponse(
         exchange,
@@ -162,7 +160,7 @@ def _stream(request: Request, call: _Call) -> Response:
 
 
 async def _events(
-    frontend: Frontend, exchange: Exchange, call: _Call
+    frontend: Frontend, exchange: Exchange, call: Call
 ) -> AsyncGenerator[bytes, None]:
     """Yield one event per token; the last also carries the whole text."""
     text: list[str] = []
@@ -173,12 +171,18 @@ async def _events(
             for position, token in enumerate(_at_least_one(piece)):
                 count += 1
                 is_last = piece.end is not None and position == max(len(piece.tokens) - 1, 0)
-                payload = {"index": count, "token": _token(token), "generated_text": None}
+                payload = {
+                    "index": count,
+                    "token": token_json(token, call.parameters),
+                    "generated_text": None,
+                }
                 payload["details"] = None
+                if call.parameters.top_n_tokens:
+                    payload["top_tokens"] = top_tokens(token, call.parameters.top_n_tokens)
                 if is_last:
                     payload["generated_text"] = call.full_text("".join(text))
-                    if call.parameters.details:
-                        payload["details"] = _stream_details(call, count, piece.end)
+                    if call.parameters.has_details:
+                        payload["details"] = stream_details(call, count, piece.end)
                 yield event(payload)
 
 
@@ -193,46 +197,7 @@ def _stream_error(error: RequestError) -> Sequence[bytes]:
     return (event(tgi_error(error).body),)
 
 
-def _finish_reason(end: End | None) -> str:
-    if end is None or end.reason in ("length", "abort"):
-        return "length"
-    return "stop_sequence" if end.reason == "stop_string" else "eos_token"
-
-
-def _token(token: Token) -> dict[str, Any]:
-    return {
-        "id": token.id,
-        "text": token.text,
-        "logprob": token.logprob,
-        "special": token.special,
-        "skipped": False,
-    }
-
-
-def _details(call: _Call, tokens: list[Token], end: End | None) -> dict[str, Any]:
-    return {
-        "finish_reason": _finish_reason(end),
-        "prompt_tokens": len(call.job.token_ids),
-        "generated_tokens": len(tokens),
-        "skipped_tokens": 0,
-        "seed": call.seed,
-        "prefill": [],
-        "tokens": [_token(token) for token in tokens],
-    }
-
-
-def _stream_details(call: _Call, num_tokens: int, end: End | None) -> dict[str, Any]:
-    return {
-        "finish_reason": _finish_reason(end),
-        "generated_tokens": num_tokens,
-        "skipped_tokens": 0,
-        "seed": call.seed,
-        "input_length": len(call.job.token_ids),
-        "prompt_tokens": len(call.job.token_ids),
-    }
-
-
-def _about(call: _Call) -> dict[str, str]:
+def _about(call: Call) -> dict[str, str]:
     """Return the headers that are known before the output."""
     return {
         "x-compute-type": "graft",
@@ -241,7 +206,7 @@ def _about(call: _Call) -> dict[str, str]:
     }
 
 
-def _timing(call: _Call, exchange: Exchange, num_tokens: int) -> dict[str, str]:
+def _timing(call: Call, exchange: Exchange, num_tokens: int) -> dict[str, str]:
     """Return TGI's headers of a whole answer; all times but the first are milliseconds."""
     total = exchange.elapsed()
     inference = total - call.validated_seconds

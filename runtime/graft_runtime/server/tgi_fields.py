@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.ipc.messages import Sampling
 from graft_runtime.server.fields import (
     GREEDY_BELOW,
+    MAX_CHOICES,
     Fields,
     Finite,
     ModelName,
+    Penalty,
     PositiveInt,
+    Repetition,
     TopP,
+    TypicalP,
     Unsigned64,
     Unsupported,
     check_stops,
@@ -22,18 +26,13 @@ from graft_runtime.server.fields import (
 )
 from graft_runtime.server.prompts import draw_seed
 
+MAX_TOP_TOKENS: Final = 5
+"""TGI's own default."""
+
 UNSUPPORTED_PARAMETERS: Final[Unsupported] = {
-    "best_of": (1,),
-    "repetition_penalty": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "typical_p": (1,),
     "watermark": (False,),
-    "decoder_input_details": (False,),
-    "top_n_tokens": (0,),
     "grammar": (),
     "response_format": (),
-    "return_k_alternatives": (0,),
     "adapter_source": (),
     "adapter_parameters": (),
     "merged_adapters": (),
@@ -52,6 +51,14 @@ class Parameters(Fields):
     temperature: Finite | None = Field(default=None, le=100)
     top_k: int | None = Field(default=None, lt=2**31)
     top_p: TopP | None = None
+    typical_p: TypicalP | None = None
+    repetition_penalty: Repetition = 1.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    best_of: int = 1
+    top_n_tokens: int = Field(default=0, ge=0, le=MAX_TOP_TOKENS)
+    return_k_alternatives: int = Field(default=0, ge=0, le=MAX_TOP_TOKENS)
+    decoder_input_details: bool = False
     do_sample: bool = False
     seed: Unsigned64 | None = None
     stop: tuple[str, ...] = ()
@@ -86,6 +93,37 @@ class Parameters(Fields):
             raise ValueError(message)
         return value
 
+    @field_validator("best_of")
+    @classmethod
+    def _few(cls, value: int) -> int:
+        if not 1 <= value <= MAX_CHOICES:
+            message = f"must be > 0 and <= {MAX_CHOICES}"
+            raise ValueError(message)
+        return value
+
+    @model_validator(mode="after")
+    def _best_of_needs_differences(self) -> Parameters:
+        if self.best_of > 1 and not self.samples:
+            message = "you must use sampling when `best_of` is > 1"
+            raise InvalidRequestError(message, param="parameters.best_of")
+        if self.best_of > 1 and self.seed is not None:
+            message = "`seed` must not be set when `best_of` > 1"
+            raise InvalidRequestError(message, param="parameters.best_of")
+        return self
+
+    def check_streamable(self) -> None:
+        """Refuse what belongs to whole answers, in TGI's words.
+
+        Raises:
+            InvalidRequestError: ``param`` names it.
+        """
+        if self.best_of > 1:
+            message = "`best_of` != 1 is not supported when streaming tokens"
+            raise InvalidRequestError(message, param="parameters.best_of")
+        if self.decoder_input_details:
+            message = "`decoder_input_details` == true is not supported when streaming tokens"
+            raise InvalidRequestError(message, param="parameters.decoder_input_details")
+
     @property
     def samples(self) -> bool:
         """Whether tokens are drawn: on request, or because a parameter would else mean nothing."""
@@ -96,19 +134,35 @@ class Parameters(Fields):
             or self.temperature not in (None, 1.0)
             or self.top_k is not None
             or self.top_p not in (None, 1.0)
+            or self.typical_p not in (None, 1.0)
         )
 
+    @property
+    def has_details(self) -> bool:
+        """Whether the answer has details: details of the prompt imply them."""
+        return self.details or self.decoder_input_details
+
     def sampling(self, *, max_tokens: int) -> Sampling:
-        """Return what the engine is told. Every token's log probability belongs to the answer."""
+        """Return what the engine is told.
+
+        Every token's log probability belongs to the answer, and is that of what it was drawn from.
+        """
         temperature = 1.0 if self.temperature is None else self.temperature
         return Sampling(
             max_tokens=max_tokens,
             temperature=temperature if self.samples else 0.0,
             top_k=self.top_k or 0,
             top_p=1.0 if self.top_p is None else self.top_p,
+            typical_p=1.0 if self.typical_p is None else self.typical_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             seed=draw_seed() if self.seed is None else self.seed,
             ignore_eos=self.ignore_eos_token,
             logprobs=True,
+            top_logprobs=max(self.top_n_tokens, self.return_k_alternatives),
+            processed_logprobs=True,
+            prompt_logprobs=0 if self.decoder_input_details else None,
         )
 
 

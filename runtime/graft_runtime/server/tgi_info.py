@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from graft_protocol import __version__
 from graft_runtime.server.context import Frontend, frontend_of
-from graft_runtime.server.fields import MAX_STOPS
+from graft_runtime.server.fields import MAX_CHOICES, MAX_STOPS
 
 router = APIRouter()
 
@@ -38,7 +38,7 @@ def _info(frontend: Frontend) -> dict[str, Any]:
         "model_sha": None,
         "model_pipeline_tag": "text-generation",
         "max_concurrent_requests": None,
-        "max_best_of": 1,
+        "max_best_of": MAX_CHOICES,
         "max_stop_sequences": MAX_STOPS,
         "max_input_tokens": max(limit - 1, 0),
         "max_input_length": max(limit - 1, 0),

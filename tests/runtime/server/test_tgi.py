@@ -126,6 +126,7 @@ async def test_an_end_token_is_named_as_such(
         ({"temperature": 0.7}, 0.7),
         ({"top_k": 3}, 1.0),
         ({"top_p": 0.5}, 1.0),
+        ({"typical_p": 0.95}, 1.0),
         ({"temperature": 0, "do_sample": True}, 0.0),
     ],
 )
@@ -168,13 +169,15 @@ async def test_truncation_keeps_the_end(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("best_of", 2),
+        ("best_of", 9),
+        ("best_of", 0),
         ("watermark", True),
         ("grammar", {"type": "regex", "value": "a"}),
-        ("top_n_tokens", 3),
-        ("typical_p", 0.95),
-        ("repetition_penalty", 1.1),
-        ("decoder_input_details", True),
+        ("top_n_tokens", 6),
+        ("typical_p", 0),
+        ("repetition_penalty", 0),
+        ("frequency_penalty", 3),
+        ("return_k_alternatives", -1),
         ("adapter_source", "s3"),
         ("api_token", "secret"),
         ("merged_adapters", {"ids": ["a"]}),

@@ -163,7 +163,7 @@ async def _whole(frontend: Frontend, exchange: Exchange, call: _Call) -> dict[st
             choices[index].text.append(piece.text)
             choices[index].tokens += piece.tokens
             choices[index].last = piece
-            scores = piece.prompt_scores or scores
+            scores = scores if piece.prompt_scores is None else piece.prompt_scores
     body = {
         **call.envelope("chat.completion"),
         "choices": [_whole_choice(call, index, choice) for index, choice in enumerate(choices)],
