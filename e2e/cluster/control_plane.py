@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from e2e.cluster.errors import LabError
-from e2e.cluster.network import CONTROL_PLANE_PORTS, SERVICE_CIDR, busy_ports
+from e2e.cluster.network import CONTROL_PLANE_PORTS, LOOPBACK, SERVICE_CIDR, busy_ports
 from e2e.cluster.paths import Lab
 from e2e.cluster.pki import make_pki
 from e2e.cluster.processes import Processes, require_commands
@@ -80,6 +80,8 @@ def _start_apiserver(lab: Lab, processes: Processes, node_ip: str) -> None:
         *("--requestheader-group-headers", "X-Remote-Group"),
         *("--requestheader-extra-headers-prefix", "X-Remote-Extra-"),
         *pair("front-proxy", "--proxy-client-cert-file", "--proxy-client-key-file"),
+        # Pods find the API server at the address it advertises; loopback would be their own.
+        *(("--endpoint-reconciler-type", "none") if node_ip == LOOPBACK else ()),
     )
 
 

@@ -12,7 +12,7 @@ from e2e.cluster.control_plane import start_control_plane, wait_for_accounts
 from e2e.cluster.images import Images
 from e2e.cluster.machine import install_packages, remove, restore_machine
 from e2e.cluster.network import DNS_IP, node_ip
-from e2e.cluster.node import start_node
+from e2e.cluster.node import require_node_possible, start_node
 from e2e.cluster.paths import CONTEXT, NODE_NAME, Lab
 from e2e.cluster.processes import Processes
 from e2e.cluster.tools import Kubectl
@@ -20,8 +20,9 @@ from e2e.cluster.tools import Kubectl
 
 def up(lab: Lab, *, node: bool) -> None:
     """Bring the cluster up; what runs already is left alone."""
-    modules = missing(lab, node=node)
+    modules, address = missing(lab, node=node), node_ip()
     if node:
+        require_node_possible(address)
         install_packages(build=bool(modules))
     build(lab, modules)
     began = time.monotonic()
@@ -29,7 +30,7 @@ def up(lab: Lab, *, node: bool) -> None:
     def say(what: str) -> None:
         print(f"  {time.monotonic() - began:5.1f} s  {what}", flush=True)
 
-    processes, address, kubectl = Processes(lab), node_ip(), Kubectl(lab.environment)
+    processes, kubectl = Processes(lab), Kubectl(lab.environment)
     start_control_plane(lab, processes, address)
     say("control plane answers")
     if node:

@@ -8,7 +8,7 @@ from string import Template
 from e2e.cluster.errors import LabError
 from e2e.cluster.images import PAUSE_IMAGE, Images
 from e2e.cluster.machine import prepare_machine
-from e2e.cluster.network import DNS_IP, NODE_PORTS, POD_CIDR, busy_ports
+from e2e.cluster.network import DNS_IP, LOOPBACK, NODE_PORTS, POD_CIDR, busy_ports
 from e2e.cluster.paths import BRIDGE, HERE, NODE_NAME, Lab
 from e2e.cluster.processes import Processes
 from e2e.cluster.tools import Kubectl
@@ -16,10 +16,20 @@ from e2e.cluster.tools import Kubectl
 PROCESSES = ("containerd", "kubelet", "kube-proxy", "buildkitd")
 
 
+def require_node_possible(node_ip: str) -> None:
+    """Check what a node cannot do without.
+
+    Raises:
+        LabError: This is not root, or this machine has no address for pods to reach it.
+    """
+    if os.geteuid() != 0:
+        raise LabError("a cluster with a node needs root on this machine; CONTROL_PLANE=1 does not")
+    if node_ip == LOOPBACK:
+        raise LabError("a node needs an address besides loopback; CONTROL_PLANE=1 does not")
+
+
 def start_node(lab: Lab, processes: Processes, node_ip: str) -> None:
     """Start the node's programs and return when the node is Ready."""
-    if os.geteuid() != 0:
-        raise LabError("a cluster with a node needs root on this machine; --control-plane does not")
     if not processes.runs("kubelet") and (busy := busy_ports(NODE_PORTS)):
         raise LabError(f"ports {busy} are in use: another cluster on this machine?")
     prepare_machine(lab)
