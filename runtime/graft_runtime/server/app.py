@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from graft_protocol.config import ServerSettings
 from graft_runtime.metrics import Metrics
-from graft_runtime.server import health, internal, tgi, tgi_info
+from graft_runtime.server import health, internal, tgi, tgi_info, tokens, utility
 from graft_runtime.server.backend import Backend
 from graft_runtime.server.context import Frontend, exchange_of
 from graft_runtime.server.errors import as_request_error, family_of, wire_error
@@ -51,7 +51,7 @@ def create_app(
     app = _application(_watch_loop(metrics))
     texts = texts or ModelTextLoader(backend.tokenizer_dir)
     app.state.frontend = Frontend(backend, settings, metrics, texts)
-    for module in (completions, chat, models, tgi, tgi_info, health):
+    for module in (completions, chat, models, tgi, tgi_info, tokens, utility, health):
         app.include_router(module.router)
     app.add_middleware(
         LimitsMiddleware,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -41,6 +41,8 @@ class Exchange:
     """Fields of the body that nobody here knows."""
     abort_reason: AbortReason = "client_disconnect"
     """Why its generation was closed early, if it was."""
+    family: Literal["openai", "tgi"] | None = None
+    """Whose error form its answer takes, where the body decides and not the path."""
     failure_counted: bool = False
     """Whether its failure is in the metrics already."""
 

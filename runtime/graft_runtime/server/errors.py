@@ -34,6 +34,9 @@ _logger = logging.getLogger(__name__)
 
 Family = Literal["openai", "tgi"]
 
+_OPENAI_PATHS: Final = frozenset({"/detokenize", "/tokenizer_info", "/version", "/load"})
+"""Of vLLM, beside ``/v1``."""
+
 _OPENAI_TYPES: Final = {
     400: "BadRequestError",
     401: "AuthenticationError",
@@ -70,8 +73,9 @@ class WireError:
 
 
 def family_of(path: str) -> Family:
-    """Return whose error form a path speaks."""
-    return "openai" if path.startswith(("/v1/", "/internal/")) else "tgi"
+    """Return whose error form a path speaks, where its body does not decide."""
+    is_openai = path in _OPENAI_PATHS or path.startswith(("/v1/", "/internal/"))
+    return "openai" if is_openai else "tgi"
 
 
 def wire_error(family: Family, error: RequestError) -> WireError:

@@ -95,7 +95,7 @@ class LimitsMiddleware:
             if scope["method"] == "POST" and not exchange.failure_counted:
                 self._metrics.tgi_failed(tgi_cause(refusal))
         _logger.info("refused", extra=_facts(scope, exchange, refusal))
-        response = wire_error(family_of(scope["path"]), refusal).response()
+        response = wire_error(exchange.family or family_of(scope["path"]), refusal).response()
         await response(scope, receive, answer.send)
 
     def _check_headers(self, headers: list[tuple[bytes, bytes]]) -> None:

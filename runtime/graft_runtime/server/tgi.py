@@ -45,7 +45,12 @@ router = APIRouter()
 
 @router.post("/", summary="Generate, streaming if asked", response_model=None)
 async def generate_compatible(request: Request) -> Response:  # noqa: D103 - see the summary
-    fields, parameters = await _read(request)
+    return await answer_compatible(request, await read_object(request))
+
+
+async def answer_compatible(request: Request, body: dict[str, Any]) -> Response:
+    """Answer a body that has been read: as a list or as a stream, prompt included by default."""
+    fields, parameters = _parse(request, body)
     call = await _prepare(request, fields, parameters, returns_prompt_by_default=True)
     if fields.stream:
         return _stream(request, call)
@@ -65,7 +70,11 @@ async def generate_stream(request: Request) -> Response:  # noqa: D103 - see the
 
 
 async def _read(request: Request) -> tuple[GenerateFields, Parameters]:
-    fields, parameters, ignored = parse_body(await read_object(request))
+    return _parse(request, await read_object(request))
+
+
+def _parse(request: Request, body: dict[str, Any]) -> tuple[GenerateFields, Parameters]:
+    fields, parameters, ignored = parse_body(body)
     exchange_of(request.scope).ignored_fields = ignored
     return fields, parameters
 

@@ -72,6 +72,20 @@ class Tokenizer:
         ids: list[int] = self._plain.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """Return each token of a user's text with the characters it stands for, as a slice.
+
+        The model's own start and end tokens are among them, and stand for nothing.
+        """
+        found = self._plain.encode(text, add_special_tokens=True)
+        return [
+            (id, start, stop) for id, (start, stop) in zip(found.ids, found.offsets, strict=True)
+        ]
+
+    def vocabulary_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return tokens as the vocabulary writes them, marks of spaces and bytes included."""
+        return [self._trusted.id_to_token(id) or "" for id in ids]
+
     def encode_trusted(self, text: str) -> list[int]:
         """Return the tokens of a template's text, in which control tokens count."""
         ids: list[int] = self._trusted.encode(text, add_special_tokens=False).ids

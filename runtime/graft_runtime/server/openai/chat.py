@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -108,8 +108,12 @@ class _Call:
 
 @router.post("/v1/chat/completions", summary="Answer a chat", response_model=None)
 async def create_chat_completion(request: Request) -> Response:  # noqa: D103 - see the summary
+    return await answer(request, await read_object(request))
+
+
+async def answer(request: Request, body: Mapping[str, Any]) -> Response:
+    """Answer a body that has been read."""
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
-    body = await read_object(request)
     fields, exchange.ignored_fields = parse_fields(ChatFields, body, _UNSUPPORTED)
     call = await _prepare(frontend, exchange, fields)
     if fields.stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -56,8 +57,12 @@ class CompletionFields(SamplingFields):
 
 @router.post("/v1/completions", summary="Complete prompts", response_model=None)
 async def create_completion(request: Request) -> Response:  # noqa: D103 - see the summary
+    return await answer(request, await read_object(request))
+
+
+async def answer(request: Request, body: Mapping[str, Any]) -> Response:
+    """Answer a body that has been read."""
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
-    body = await read_object(request)
     fields, exchange.ignored_fields = parse_fields(CompletionFields, body, _UNSUPPORTED)
     call = await _prepare(frontend, exchange, fields)
     if fields.stream:
