@@ -88,11 +88,12 @@ def manifest(name: str, **values: str) -> str:
     return Template((MANIFESTS / f"{name}.yaml").read_text()).substitute(values)
 
 
-def edited(text: str, **fields: Any) -> str:
-    """Return a manifest with fields of its spec replaced."""
+def edited(text: str, name: str = "", **source: Any) -> str:
+    """Return an adapter's manifest with another name or other fields of its source."""
     document = yaml.safe_load(text)
-    document["spec"] |= fields
-    return yaml.safe_dump(document)
+    document["metadata"]["name"] = name or document["metadata"]["name"]
+    document["spec"]["source"] |= source
+    return str(yaml.safe_dump(document))
 
 
 def condition(thing: dict[str, Any], kind: str) -> dict[str, Any]:

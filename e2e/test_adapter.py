@@ -9,11 +9,9 @@ from http import HTTPStatus
 from e2e.client import Answer, Client, Load
 from e2e.cluster.processes import wait_until
 from e2e.stage import Stage
-from examples.models.effects import MEASURES, capitals
+from e2e.voices import pirate, sounds_like
 
 LONG_TOKENS = 600
-SAYS = 0.5
-"""The share of sentences from which on a text has an adapter's effect."""
 
 
 def test_an_adapter_is_served_beside_the_base_model_without_a_restart(stage: Stage) -> None:
@@ -22,8 +20,8 @@ def test_an_adapter_is_served_beside_the_base_model_without_a_restart(stage: Sta
 
     stage.add("shout", "shout")
 
-    assert capitals("".join(client.stream("shout"))) > SAYS
-    assert capitals(client.ask("base").text) < SAYS
+    assert sounds_like("shout", "".join(client.stream("shout")))
+    assert not sounds_like("shout", client.ask("base").text)
     assert client.models() >= {"base", "shout"}
     row = stage.kubectl.run("get", "lora", "shout", "--no-headers").split()
     assert row[:4] == ["shout", "base", "shout", "True"]
@@ -37,19 +35,19 @@ def test_a_new_version_takes_over_under_load_without_an_error(stage: Stage) -> N
     long = _LongStream(client, "pirate")
 
     with Load(client, "pirate") as load, Load(client, "base", num_users=1) as others:
-        _wait_for(load, lambda answer: version(answer.text) == "pirate-v1")
+        _wait_for(load, lambda answer: pirate(answer.text) == "pirate-v1")
         stage.kubectl.apply(stage.bucket.publish("pirate-v2", "pirate"))
-        _wait_for(load, lambda answer: version(answer.text) == "pirate-v2")
+        _wait_for(load, lambda answer: pirate(answer.text) == "pirate-v2")
         stage.kubectl.run("wait", "lora/pirate", _loaded(stage, "pirate-v2"), "--timeout=60s")
         count = len(load.answers)
         wait_until(lambda: len(load.answers) > count + 20, "more answers", seconds=60)
 
     assert load.failed == others.failed == []
-    versions = [version(answer.text) for answer in load.answers]
+    versions = [pirate(answer.text) for answer in load.answers]
     assert set(versions) == {"pirate-v1", "pirate-v2"}
     assert set(versions[count + load.num_users :]) == {"pirate-v2"}
-    assert {version(answer.text) for answer in others.answers} == {""}
-    assert version(long.finished()) == "pirate-v1"
+    assert {pirate(answer.text) for answer in others.answers} == {""}
+    assert pirate(long.finished()) == "pirate-v1"
     assert stage.starts() == before
 
 
@@ -60,7 +58,7 @@ def test_one_that_is_deleted_under_load_ends_in_answers_that_say_so(stage: Stage
     long = _LongStream(client, "pirate")
 
     with Load(client, "pirate") as load, Load(client, "base", num_users=1) as others:
-        _wait_for(load, lambda answer: version(answer.text) == "pirate-v1")
+        _wait_for(load, lambda answer: pirate(answer.text) == "pirate-v1")
         stage.kubectl.run("delete", "lora", "pirate", "--timeout=30s")
         _wait_for(load, lambda answer: answer.status == HTTPStatus.NOT_FOUND)
         count = len(load.answers)
@@ -69,17 +67,11 @@ def test_one_that_is_deleted_under_load_ends_in_answers_that_say_so(stage: Stage
     assert others.failed == []
     assert {answer.status for answer in load.answers} == {HTTPStatus.OK, HTTPStatus.NOT_FOUND}
     # Never the base model under the adapter's name.
-    assert {version(answer.text) for answer in load.answers if answer.is_ok} == {"pirate-v1"}
+    assert {pirate(answer.text) for answer in load.answers if answer.is_ok} == {"pirate-v1"}
     assert {answer.status for answer in load.answers[count:]} == {HTTPStatus.NOT_FOUND}
-    assert version(long.finished()) == "pirate-v1"
+    assert pirate(long.finished()) == "pirate-v1"
     assert client.models() == {"base"}
     assert stage.starts() == before
-
-
-def version(text: str) -> str:
-    """Return which of the two versions of the pirate a text comes from, if from one."""
-    found = [name for name in ("pirate-v1", "pirate-v2") if MEASURES[name](text) >= SAYS]
-    return "+".join(found)
 
 
 class _LongStream(threading.Thread):
