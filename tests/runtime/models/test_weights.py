@@ -16,7 +16,7 @@ from graft_runtime.models.decoder import Decoder
 from graft_runtime.models.weights import load_decoder
 from tests.support.decoding import CPU, KV
 from tests.support.packing import Packer
-from tests.support.tiny_models import load_reference, make_llama
+from tests.support.tiny_models import load_reference, make_llama, make_model
 
 
 def load(
@@ -76,8 +76,11 @@ def test_the_model_outlives_its_files(tmp_path: Path) -> None:
     assert torch.equal(logits(decoder, [1, 2, 3]), before)
 
 
-def test_half_precision_is_as_near_to_the_truth_as_transformers(tmp_path: Path) -> None:
-    folder = make_llama(tmp_path, seed=3, dtype="bfloat16")
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"])
+def test_half_precision_is_as_near_to_the_truth_as_transformers(
+    tmp_path: Path, family: str
+) -> None:
+    folder = make_model(family, tmp_path, seed=3, dtype="bfloat16", head_dim=16)
     tokens = list(range(40, 100))
     exact = load_reference(folder, torch.float64)(torch.tensor([tokens])).logits[0].detach()
     theirs = load_reference(folder, torch.bfloat16)(torch.tensor([tokens])).logits[0].detach()
