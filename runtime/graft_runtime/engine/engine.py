@@ -245,8 +245,12 @@ class Engine:
 
     def _deliver(self, request: Request, result: RowOutput) -> None:
         token = result.token
-        if token in _NO_OUTPUT:
-            self._end(request, "error", _NO_OUTPUT[token])
+        if token == NOT_FINITE:
+            self._end(request, "error", "the model's output for this request is not a number")
+            return
+        if token == NO_TOKEN:
+            self._end(request)
+            self._report.outputs.append(_impossible(request.request_id))
             return
         self._counters.generation_tokens += 1
         finish = request.append(token, self.limits.max_model_len)
@@ -268,11 +272,10 @@ class Engine:
             self._report.outputs.append(_ended(request.request_id, finish, error))
 
 
-_NO_OUTPUT = {
-    NOT_FINITE: "the model's output for this request is not a number",
-    NO_TOKEN: "the request's own rules allow no token here",
-}
-
-
 def _ended(request_id: str, finish: FinishReason, error: str | None) -> TokenOutput:
     return TokenOutput(request_id, [], None, finish, error)
+
+
+def _impossible(request_id: str) -> TokenOutput:
+    message = "the request's own rules leave no token that could come next"
+    return TokenOutput(request_id, [], None, "error", message, is_impossible=True)

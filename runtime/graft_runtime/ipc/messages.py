@@ -149,6 +149,8 @@ class TokenOutput(msgspec.Struct, frozen=True):
     finish_reason: FinishReason | None = None
     error: str | None = None
     """Only with ``finish_reason`` "error"."""
+    is_impossible: bool = False
+    """Whether the error lies in what was asked, so that asking again is pointless."""
     num_cached: int = 0
     """Prompt tokens that did not have to be computed."""
     top_logprobs: list[list[tuple[int, float]]] | None = None

@@ -21,6 +21,7 @@ from graft_runtime.errors import (
     DeadlineError,
     DrainingError,
     EngineDiedError,
+    InvalidRequestError,
     NotReadyError,
     RequestError,
 )
@@ -223,6 +224,8 @@ async def _next_output(stream: Stream, deadline: float) -> TokenOutput:
         raise DeadlineError("The request took longer than allowed") from None
     if isinstance(output, RequestError):
         raise output
+    if output.is_impossible:
+        raise InvalidRequestError(output.error or "The request cannot be fulfilled")
     if output.finish_reason == "error":
         raise EngineDiedError(output.error or "The engine failed on this request")
     return output
