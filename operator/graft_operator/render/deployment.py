@@ -32,7 +32,10 @@ from graft_protocol.naming import (
 USER_ID = 10_001
 START_SECONDS = 1800
 """Longest a pod may take to start: a large model from a far object store."""
-STOP_MARGIN_SECONDS = 15
+LINGER_SECONDS = 5
+"""How long a pod that is to end serves on: the nodes' proxies hear of it a moment later, and what
+they still send would be refused."""
+STOP_MARGIN_SECONDS = 10 + LINGER_SECONDS
 PATHS = PodPaths()
 Json = dict[str, Any]
 
@@ -108,6 +111,8 @@ def _container(service: InferenceService, image: str) -> Json:
         "startupProbe": _probe("/startupz", period=2, failures=START_SECONDS // 2),
         "readinessProbe": _probe("/readyz", period=1, failures=2),
         "livenessProbe": _probe("/livez", period=10, failures=3),
+        # The signal to stop follows the hook; the pod has left its Service by then.
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LINGER_SECONDS)]}}},
         "volumeMounts": _mounts(),
     }
 

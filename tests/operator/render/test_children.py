@@ -104,6 +104,22 @@ def test_a_pod_keeps_to_the_restricted_pod_security_standard(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_a_pod_has_left_its_service_when_it_is_told_to_stop(case: str) -> None:
+    pod = rendered(case)[-1]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep"
+    # What the hook takes must not be missing when running requests are to end.
+    (config,) = [
+        item["data"]["runtime.yaml"]
+        for item in rendered(case)
+        if "runtime.yaml" in (item.get("data") or {})
+    ]
+    drain = RuntimeConfig.model_validate(yaml.safe_load(config)).server.drain_timeout_seconds
+    assert drain + int(seconds) + 5 <= pod["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_children_belong_to_their_service_and_nowhere_carry_a_secret_in_the_open(case: str) -> None:
     for item in rendered(case):
         (owner,) = item["metadata"]["ownerReferences"]
