@@ -1,6 +1,8 @@
 """From a step's arrays back to requests: what each row got, and the message that tells it.
 
 The engine calls it; it changes no request.
+
+Shape legend: S rows that get a new token, P tokens of prompts that are scored, K likeliest tokens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The sampling part of a step's plan: requests' parameters and token rules as flat arrays.
 
-Shape legend: see `graft_runtime.sampling.batch`.
+Shape legend: S rows whose next token is chosen, B biased tokens of all rows, A allowed tokens of
+all rows, C distinct tokens of the contexts of all penalised rows.
 """
 
 from __future__ import annotations

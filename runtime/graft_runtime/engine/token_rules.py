@@ -1,8 +1,6 @@
 """What one request asks for single tokens: biases, bans, allowed sets, penalties. Never a tensor.
 
 A request without any of these has no `TokenRules`, and costs nothing.
-
-Shape legend: see `graft_runtime.sampling.batch`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Source: repetition penalty, arXiv:1909.05858 section 4.1; presence and frequency as OpenAI defines
 them. The order is vLLM's: what is allowed, biases, then penalties.
 
-Shape legend: n rows that are processed, V vocabulary, C counted tokens of all rows.
+Shape legend: S rows of the step, n rows that are processed, V vocabulary, E entries of any kind, B
+biased, A allowed and C counted tokens of all rows.
 """
 
 from __future__ import annotations
