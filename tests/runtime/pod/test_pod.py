@@ -16,6 +16,7 @@ import pytest
 
 from graft_protocol.desired import AdapterEntry
 from graft_protocol.reasons import AdapterState, Reason
+from graft_runtime.adapters.loader import MEMORY_BYTES, NICENESS
 from tests.support.peft_adapters import make_adapter
 from tests.support.pod import RunningPod, entry_for, run_pod, stream_tokens
 
@@ -114,6 +115,14 @@ async def test_a_dead_loader_comes_back_and_goes_on(
     await pod.until_available(entry)
     assert pod.children()["engine"] == before["engine"]
     assert (await pod.status()).loader_restarts == 1
+
+
+async def test_the_loader_gives_way_and_cannot_take_the_pods_memory(pod: RunningPod) -> None:
+    loader, _ = pod.children()["loader"]
+    assert os.getpriority(os.PRIO_PROCESS, loader) == NICENESS
+    limits = Path(f"/proc/{loader}/limits").read_text().splitlines()
+    (data,) = [line.split() for line in limits if line.startswith("Max data size")]
+    assert int(data[3]) == MEMORY_BYTES
 
 
 async def test_a_version_change_under_load_gives_each_request_exactly_one_version(
