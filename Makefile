@@ -21,7 +21,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --univ
 .PHONY: help check setup demo test test-slow test-gpu lint fmt type imports generate verify lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check: lint type imports test  ## everything a change must pass (the default)
 
@@ -105,4 +105,7 @@ cluster-env:  ## print what a shell needs to use it: eval "$$(make -s cluster-en
 images:  ## build both images, with docker, podman or the cluster's BuildKit
 	@$(CLUSTER) images
 
-.PHONY: cluster cluster-down cluster-env images
+e2e: setup  ## the stories on a real cluster, brought up if none is (PYTEST_ARGS=... adds arguments)
+	@$(BIN)/python -m e2e $(PYTEST_ARGS)
+
+.PHONY: e2e cluster cluster-down cluster-env images

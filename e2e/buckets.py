@@ -41,9 +41,13 @@ class Bucket:
 
     def delete(self) -> None:
         """Remove the bucket and all that is in it."""
-        for page in self._store.list():
-            self._store.delete([item["path"] for item in page])
+        self.remove()
         httpx.delete(obstore.sign(self._store, "DELETE", "", SIGNED_FOR)).raise_for_status()
+
+    def remove(self, prefix: str | None = None) -> None:
+        """Remove what lies under a prefix, or all."""
+        for page in self._store.list(prefix):
+            self._store.delete([item["path"] for item in page])
 
     def uri(self, prefix: str) -> str:
         """Return the URI of what lies under a prefix."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Template
 from typing import Any
@@ -88,10 +89,13 @@ def manifest(name: str, **values: str) -> str:
     return Template((MANIFESTS / f"{name}.yaml").read_text()).substitute(values)
 
 
-def edited(text: str, name: str = "", **source: Any) -> str:
-    """Return an adapter's manifest with another name or other fields of its source."""
+def edited(
+    text: str, name: str = "", *, spec: Mapping[str, Any] | None = None, **source: Any
+) -> str:
+    """Return an adapter's manifest with another name, other fields in its spec or its source."""
     document = yaml.safe_load(text)
     document["metadata"]["name"] = name or document["metadata"]["name"]
+    document["spec"] |= spec or {}
     document["spec"]["source"] |= source
     return str(yaml.safe_dump(document))
 

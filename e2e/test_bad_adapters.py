@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import cycle, islice
+from typing import Any
 
 from e2e.buckets import EXAMPLES
 from e2e.cluster.processes import wait_until
@@ -68,7 +69,9 @@ def _bad(stage: Stage, good: str) -> list[str]:
     bucket.put("adapters/broken", {CONFIG: config, WEIGHTS: weights[: len(weights) // 2]})
     bucket.put("adapters/pickled", {CONFIG: config, "adapter_model.bin": b"\x80\x04."})
     bucket.put("adapters/dora", {CONFIG: dora, WEIGHTS: weights})
-    sources = {name: {"uri": bucket.uri(f"adapters/{name}"), "digest": None} for name in EXPECTED}
+    sources: dict[str, dict[str, Any]] = {
+        name: {"uri": bucket.uri(f"adapters/{name}"), "digest": None} for name in EXPECTED
+    }
     # The digest of something else.
     sources["swapped"] = {"uri": bucket.uri("adapters/shout"), "digest": "sha256:" + "0" * 64}
     return [edited(good, name, **sources[name]) for name in EXPECTED]

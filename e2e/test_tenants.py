@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from http import HTTPStatus
-
-import yaml
 
 from e2e.cluster.processes import wait_until
 from e2e.cluster.tools import Kubectl
 from e2e.conftest import MakeNamespace
-from e2e.stage import Stage, condition, manifest
+from e2e.stage import Stage, condition, edited, manifest
 from e2e.voices import sounds_like
 
 
@@ -70,9 +67,7 @@ def _tenant(stage: Stage, make_namespace: MakeNamespace) -> Kubectl:
 def _apply_adapter(stage: Stage, tenant: Kubectl) -> None:
     service = {"name": "base", "namespace": stage.kubectl.namespace}
     published = stage.bucket.publish("shout", "shout", "--namespace", tenant.namespace)
-    document = yaml.safe_load(published)
-    document["spec"]["inferenceServiceRef"] = service
-    tenant.apply(json.dumps(document))
+    tenant.apply(edited(published, spec={"inferenceServiceRef": service}))
 
 
 def _wait_for(tenant: Kubectl, reason: str) -> None:
