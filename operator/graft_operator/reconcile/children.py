@@ -23,18 +23,21 @@ KEPT_CONFIGS = 3
 """Unused configurations that stay for a rollback, as many as old ReplicaSets."""
 
 
-async def apply_children(world: World, children: Iterable[Manifest]) -> None:
-    """Apply children in order; stop at the first that fails.
+async def apply_children(world: World, children: Iterable[Manifest]) -> list[Manifest]:
+    """Apply children in order, stop at the first that fails, and return what was written.
 
     Raises:
         ClusterError: One could not be written. Those after it are not touched, so that a
             Deployment never exists before what its pods mount.
     """
+    written = []
     for child in children:
         marked = _marked(child)
         stored = world.cache.get(key_of(child))
         if stored is None or not _is_in_place(marked, stored):
             world.cache.put(await world.cluster.apply(marked))
+            written.append(marked)
+    return written
 
 
 async def remove_unused_configs(

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from graft_operator.constants import ANNOTATION_APPLIED
 from graft_operator.errors import InvalidManifestError
 from graft_operator.plan.accept import (
     AcceptContext,
@@ -26,6 +27,7 @@ from graft_operator.render.common import child_name, label_value, selector_label
 from graft_operator.render.configmaps import config_hash, config_map, shard_maps
 from graft_operator.render.deployment import deployment
 from graft_operator.render.secrets import (
+    credential_secret_names,
     credential_secrets,
     read_token,
     token_secret,
@@ -38,6 +40,7 @@ from graft_operator.resources.status import ServiceStatus
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.credentials import Credential
 from graft_protocol.desired import Shard
+from graft_protocol.digest import content_hash
 from graft_protocol.reasons import Reason
 
 TOKEN_BYTES = 32
@@ -194,9 +197,27 @@ async def _act(world: World, observed: Observed, plan: Plan) -> float | None:
     if not plan.model_verdict.is_accepted:
         # What runs goes on running; nothing new is started from a spec that cannot work.
         return world.settings.backoff_max_seconds
-    await apply_children(world, plan.children)
+    written = await apply_children(world, plan.children)
+    await _renew_credentials(world, observed, plan, written)
     await remove_unused_configs(world, observed.service, observed.pods)
     return await _nudge(world, observed, plan.decision.set_hash)
+
+
+async def _renew_credentials(
+    world: World, observed: Observed, plan: Plan, written: Sequence[Manifest]
+) -> None:
+    """Have the kubelets mount changed keys at once. Lost, it costs the kubelets' own pause only."""
+    names = credential_secret_names(observed.service)
+    changed = [child for child in written if child["metadata"]["name"] in names]
+    if not changed:
+        return
+    marks = "".join(child["metadata"]["annotations"][ANNOTATION_APPLIED] for child in changed)
+    value = f"{plan.decision.set_hash}/{content_hash(marks.encode())}"
+    for pod in observed.pods:
+        # The others are about to be nudged for the set.
+        if pod.report is None or pod.report.set_hash == plan.decision.set_hash:
+            key = ObjectKey("Pod", observed.service.metadata.namespace, pod.name)
+            await world.cluster.nudge(key, value)
 
 
 async def _nudge(world: World, observed: Observed, set_hash: str) -> float | None:

@@ -10,6 +10,7 @@ import pytest
 from graft_operator.reconcile.controller import Controller
 from graft_operator.resources.meta import Manifest, ObjectKey
 from graft_operator.settings import ControlSettings
+from graft_protocol.naming import LABEL_SERVICE
 from tests.support.local import adapter_document, secret_document, service_document
 from tests.support.objects import DIGEST_1
 from tests.support.store_cluster import StoreCluster
@@ -111,6 +112,27 @@ async def test_everything_a_pod_mounts_is_written_before_the_deployment() -> Non
     assert kinds.count("ConfigMap") == 17
     assert kinds.count("Secret") == 9
     assert kinds.index("Deployment") == len(kinds) - 1
+
+
+async def test_renewed_keys_are_mounted_at_once() -> None:
+    cluster = StoreCluster()
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "pod", "labels": {LABEL_SERVICE: "tiny"}},
+        "spec": {"containers": []},
+    }
+    async with controlling(cluster) as controller:
+        create(cluster, [*documents(), pod])
+        await settled(controller, cluster)
+        before = len(cluster.writes)
+        keys = cluster.store.get(ObjectKey("Secret", "default", "keys"))
+        assert keys is not None
+        cluster.store.restore(keys | {"data": {"accessKeyId": "bmV3"}})
+        await settled(controller, cluster)
+    applied, nudged = cluster.writes[before:]
+    assert applied.startswith("apply Secret tiny-credentials-")
+    assert nudged.startswith(f"nudge {ObjectKey('Pod', 'default', 'pod')} ")
 
 
 async def test_a_second_look_writes_nothing() -> None:
