@@ -11,9 +11,9 @@ import httpx
 import obstore
 from obstore.store import S3Store
 
-from e2e.cluster import addons
+from e2e.cluster import addons, clusters
 from e2e.cluster.paths import REPOSITORY
-from e2e.cluster.tools import run_tool
+from e2e.cluster.tools import Kubectl, run_tool
 
 EXAMPLES = REPOSITORY / "examples"
 REGION = "us-east-1"
@@ -36,8 +36,10 @@ class Bucket:
         )
 
     def create(self) -> None:
-        """Make the bucket."""
-        httpx.put(obstore.sign(self._store, "PUT", "", SIGNED_FOR)).raise_for_status()
+        """Make the bucket, unless it is there."""
+        answer = httpx.put(obstore.sign(self._store, "PUT", "", SIGNED_FOR))
+        if answer.status_code != httpx.codes.CONFLICT:
+            answer.raise_for_status()
 
     def delete(self) -> None:
         """Remove the bucket and all that is in it."""
@@ -76,3 +78,28 @@ class Bucket:
             "AWS_REGION": REGION,
         }
         return run_tool(command, {**os.environ, **keys})
+
+
+def open_bucket(name: str, kubectl: Kubectl) -> Bucket:
+    """Return a bucket of the cluster's object store, existing or not."""
+    return Bucket(name, f"http://{node_address(kubectl)}:{addons.STORE_NODE_PORT}")
+
+
+def node_address(kubectl: Kubectl) -> str:
+    """Return an address at which the nodes' ports answer."""
+    addresses = kubectl.get("nodes")["items"][0]["status"]["addresses"]
+    return str(next(item["address"] for item in addresses if item["type"] == "InternalIP"))
+
+
+def main() -> None:
+    """Fill a bucket with the examples: `python -m e2e.buckets NAME`."""
+    bucket = open_bucket(sys.argv[1], clusters.find().kubectl)
+    bucket.create()
+    for folder in (EXAMPLES / "models" / "tiny", *sorted((EXAMPLES / "adapters").iterdir())):
+        prefix = f"{folder.parent.name}/{folder.name}"
+        bucket.upload(folder, prefix)
+        print(f"uploaded {bucket.uri(prefix)}")
+
+
+if __name__ == "__main__":
+    main()

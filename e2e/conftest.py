@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from e2e.buckets import EXAMPLES, Bucket
-from e2e.cluster import addons, clusters
+from e2e.buckets import EXAMPLES, Bucket, open_bucket
+from e2e.cluster import clusters
 from e2e.cluster.clusters import Cluster, Origin
 from e2e.cluster.image_tools import build_images
 from e2e.cluster.paths import REPOSITORY
 from e2e.cluster.tools import Helm, Kubectl
 from e2e.dump import dump
 from e2e.release import Release
-from e2e.stage import Stage, node_address
+from e2e.stage import Stage
 
 DUMPS = REPOSITORY / "build" / "e2e"
 RESTRICTED = {
@@ -95,9 +95,7 @@ def release(images: Cluster, namespace: str, make_namespace: MakeNamespace) -> R
 @pytest.fixture
 def bucket(cluster: Cluster) -> Iterator[Bucket]:
     """A bucket with the small model in it."""
-    name = f"graft-e2e-{secrets.token_hex(4)}"
-    address = node_address(cluster.kubectl)
-    bucket = Bucket(name, f"http://{address}:{addons.STORE_NODE_PORT}")
+    bucket = open_bucket(f"graft-e2e-{secrets.token_hex(4)}", cluster.kubectl)
     bucket.create()
     bucket.upload(EXAMPLES / "models" / "tiny", "models/tiny")
     yield bucket

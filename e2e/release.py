@@ -31,6 +31,10 @@ class Release:
         keep = ("--reset-then-reuse-values", "--wait")
         return self._run("upgrade", self.name, CHART, *keep, *flags)
 
+    def rollback(self) -> None:
+        """Go back to the values before the last change."""
+        self._run("rollback", self.name, "--wait")
+
     def uninstall(self) -> None:
         """Take the release away."""
         self._run("uninstall", self.name, "--wait")

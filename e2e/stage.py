@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from e2e.buckets import Bucket
+from e2e.buckets import Bucket, node_address
 from e2e.client import Client
 from e2e.cluster import addons
 from e2e.cluster.paths import REPOSITORY
@@ -104,9 +104,3 @@ def condition(thing: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return a condition of an object, empty while it has none."""
     found = thing.get("status", {}).get("conditions", [])
     return next((item for item in found if item["type"] == kind), {})
-
-
-def node_address(kubectl: Kubectl) -> str:
-    """Return an address at which the nodes' ports answer."""
-    addresses = kubectl.get("nodes")["items"][0]["status"]["addresses"]
-    return str(next(item["address"] for item in addresses if item["type"] == "InternalIP"))
