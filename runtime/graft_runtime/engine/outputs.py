@@ -38,6 +38,7 @@ def row_outputs(rows: Sequence[Row], result: StepResult) -> Iterator[RowOutput]:
     """Yield each row's part of the result. Call before the rows are completed."""
     sampled = 0
     scored = 0
+    tokens = result.token_ids_S.tolist()
     for row in rows:
         prompt = _prompt_scores(row, result.prompt, scored)
         scored += len(row.scored)
@@ -49,7 +50,7 @@ def row_outputs(rows: Sequence[Row], result: StepResult) -> Iterator[RowOutput]:
         if result.top is not None:
             ids, logprobs = result.top.ids_SK[sampled], result.top.logprobs_SK[sampled]
             top = _alternatives(ids, logprobs, row.request.sampling.top_logprobs)
-        yield RowOutput(int(result.token_ids_S[sampled]), logprob, top, prompt)
+        yield RowOutput(tokens[sampled], logprob, top, prompt)
         sampled += 1
 
 

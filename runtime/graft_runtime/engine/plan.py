@@ -119,13 +119,15 @@ def _tokens(row: Row) -> list[int]:
 
 def _prompt_scores(rows: Sequence[Row], query_starts: IntArray) -> tuple[IntArray, IntArray]:
     """Return which logits score which tokens of prompts."""
-    indices: list[IntArray] = []
+    indices: list[int] = []
     targets: list[int] = []
-    for row, start in zip(rows, query_starts[:-1].tolist(), strict=True):
+    for index, row in enumerate(rows):
         scored = row.scored
-        indices.append(np.arange(scored.start, scored.stop) - row.request.num_computed + start - 1)
-        targets += row.request.tokens[scored.start : scored.stop]
-    return np.concatenate(indices), np.array(targets, dtype=np.int64)
+        if scored:
+            offset = int(query_starts[index]) - row.request.num_computed - 1
+            indices += range(scored.start + offset, scored.stop + offset)
+            targets += row.request.tokens[scored.start : scored.stop]
+    return np.array(indices, dtype=np.int64), np.array(targets, dtype=np.int64)
 
 
 def _starts(counts: IntArray) -> IntArray:

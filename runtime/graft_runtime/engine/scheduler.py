@@ -118,9 +118,10 @@ class Scheduler:
         first_new = request.num_computed // size
         request.num_computed += row.num_tokens
         full = request.num_computed // size
-        keys = request.block_keys(full, size)
-        for index in range(first_new, full):
-            self.pool.publish(request.blocks[index], keys[index])
+        if full > first_new:
+            keys = request.block_keys(full, size)
+            for index in range(first_new, full):
+                self.pool.publish(request.blocks[index], keys[index])
 
     def forget_history(self) -> None:
         """Start counting from zero."""
