@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import httpx
@@ -22,6 +23,8 @@ class Answer:
     """Of HTTP; 0 where no whole answer came."""
     text: str
     """Of the completion, or the error."""
+    asked_at: float = 0.0
+    """When it was asked for, in seconds of the monotonic clock; 0 outside a `Load`."""
 
     @property
     def is_ok(self) -> bool:
@@ -92,7 +95,9 @@ class Load:
 
     def _use(self) -> None:
         while not self._stop.is_set():
-            self.answers.append(self.client.ask(self.model, max_tokens=self.max_tokens))
+            asked_at = time.monotonic()
+            answer = self.client.ask(self.model, max_tokens=self.max_tokens)
+            self.answers.append(replace(answer, asked_at=asked_at))
 
 
 def _body(model: str, max_tokens: int) -> dict[str, Any]:
