@@ -92,14 +92,16 @@ class Processes:
 
     def runs(self, name: str) -> bool:
         """Tell whether the program that was started still runs, and not another with its pid."""
-        if name in self._children:
-            # A child that ended is a zombie until somebody asks for its status.
-            self._children[name].poll()
         try:
             pid, started_at = self._pid_file(name).read_text().split()
         except (FileNotFoundError, ValueError):
             return False
-        return _started_at(int(pid)) == started_at != DEAD
+        if _started_at(int(pid)) == started_at != DEAD:
+            return True
+        if name in self._children:
+            # A child that ended is a zombie until somebody asks for its status.
+            self._children[name].poll()
+        return False
 
     def running(self) -> list[str]:
         """Return the names of all that run."""
@@ -127,7 +129,7 @@ def _started_at(pid: int) -> str:
     try:
         # The second field, the command's name, may hold anything: count from its closing bracket.
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return DEAD
     return DEAD if fields[0] == "Z" else fields[19]
 
