@@ -16,7 +16,7 @@ STORE_URL = "http://minio.graft-e2e-store:9000"
 STORE_NODE_PORT = 30900
 STORE_USER = "graft-e2e"
 STORE_PASSWORD = "graft-e2e-password"
-PUBLIC_STORE_IMAGE = "docker.io/minio/minio:RELEASE.2025-04-22T22-12-26Z"
+PUBLIC_STORE_IMAGE = "minio/minio:RELEASE.2025-04-22T22-12-26Z"
 """For clusters that can pull."""
 
 
