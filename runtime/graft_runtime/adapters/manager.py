@@ -65,6 +65,10 @@ class Revision:
         """Whether a new request may use it."""
         return self.phase is Phase.SERVING
 
+    def answers_to(self, name: str) -> bool:
+        """Whether a model name in a request may mean it."""
+        return name == self.entry.served_name or name in self.entry.aliases
+
     @property
     def is_near(self) -> bool:
         """Whether it is about to serve, so that holding a request for it is worth while."""

@@ -170,7 +170,9 @@ class Gateway:
         return Health(live=live, ready=state.ready, started=state.started, detail=detail)
 
     def _route(self, name: str) -> Revision:
-        route = build_routes(self._manager.revisions()).get(name)
+        # Only this name's: every request comes here, and there may be thousands of adapters.
+        named = (one for one in self._manager.revisions() if one.answers_to(name))
+        route = build_routes(named).get(name)
         if route is None:
             raise unknown_model(name)
         return route.choose(random.random())
