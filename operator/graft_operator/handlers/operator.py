@@ -203,10 +203,7 @@ async def _watch(
 async def _control(operator: Operator, stop: asyncio.Event) -> None:
     try:
         await operator.audit.prime()
-        # A pod that has not been asked yet is not to be taken for one that is silent.
-        await operator.controller.poller.first_round(
-            operator.settings.control.report_timeout_seconds
-        )
+        await operator.controller.pods_settled()
         operator.is_primed = True
         log.info("everything is listed; reconciling")
         async with operator.controller:

@@ -19,7 +19,7 @@ from graft_operator.reconcile.pods import Endpoint, PodPoller, ReportChange
 from graft_operator.reconcile.queue import Backoff, WorkQueue
 from graft_operator.reconcile.secrets import SecretReader
 from graft_operator.reconcile.service import reconcile_service
-from graft_operator.reconcile.world import World, incarnation_of, pod_url
+from graft_operator.reconcile.world import World, incarnation_of, is_ready, pod_url
 from graft_operator.render.common import label_value
 from graft_operator.render.secrets import CONTENT_TOKEN, read_token
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of
@@ -99,6 +99,15 @@ class Controller:
             self._on_pod(key, change)
         else:
             self._on_other(key, change)
+
+    async def pods_settled(self) -> None:
+        """Wait until every pod that clients reach has reported, or counts as unreachable.
+
+        Before that, a pod that was not heard yet would be taken for one that is silent, and what
+        serves would be called broken for a moment.
+        """
+        pods = [key for key in self.cache.keys("Pod") if is_ready(self.cache.get(key) or {})]
+        await self.poller.settled(pods)
 
     def subscribe_reports(self, listener: Callable[[ReportChange], None]) -> None:
         """Have a listener called whenever a pod's report changed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -49,7 +49,8 @@ class _Followed:
     task: asyncio.Task[None] | None = None
     report: Report | None = None
     kick: asyncio.Event = field(default_factory=asyncio.Event)
-    was_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    is_settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it has answered, or has been silent long enough to count as unreachable."""
 
 
 class PodPoller:
@@ -108,18 +109,17 @@ class PodPoller:
         followed = self._followed.pop(pod, None)
         if followed is not None and followed.task is not None:
             followed.task.cancel()
+            followed.is_settled.set()
 
     def report(self, pod: ObjectKey) -> RuntimeStatus | None:
         """Return what a pod last said; None while it does not answer."""
         followed = self._followed.get(pod)
         return followed.report.status if followed and followed.report else None
 
-    async def first_round(self, seconds: float) -> None:
-        """Wait until every pod has been asked once, but not longer than this."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                for followed in tuple(self._followed.values()):
-                    await followed.was_asked.wait()
+    async def settled(self, pods: Iterable[ObjectKey]) -> None:
+        """Wait until each of these has answered, or counts as unreachable."""
+        for followed in [self._followed[pod] for pod in pods if pod in self._followed]:
+            await followed.is_settled.wait()
 
     async def stop(self) -> None:
         """Stop asking anyone."""
@@ -141,20 +141,20 @@ class PodPoller:
                     answered = loop.time()
                 except RuntimeUnreachableError as error:
                     log.debug("%s: %s", pod, error)
-                    if loop.time() - answered > self._settings.unreachable_seconds:
-                        report = None
+            is_silent = loop.time() - answered > self._settings.unreachable_seconds
             if incarnation != followed.incarnation:
                 continue
-            self._take_in(pod, followed, report)
+            self._take_in(pod, followed, None if is_silent else report)
+            if is_silent or report is not None:
+                followed.is_settled.set()
             followed.kick.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(followed.kick.wait(), self._pause(pod, report))
+                await asyncio.wait_for(followed.kick.wait(), self._pause(pod, followed.report))
 
     def _take_in(self, pod: ObjectKey, followed: _Followed, report: Report | None) -> None:
         before = followed.report.status if followed.report else None
         now = report.status if report else None
         followed.report = report
-        followed.was_asked.set()
         if now != before:
             self._on_change(ReportChange(pod, before, now))
 

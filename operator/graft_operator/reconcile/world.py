@@ -112,17 +112,21 @@ class World:
 def pod_view(pod: Manifest, report: RuntimeStatus | None) -> PodView:
     """Join what the cluster and the pod itself say of a pod."""
     status = pod.get("status") or {}
-    conditions = status.get("conditions") or []
-    is_ready = any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
     url = pod_url(pod, "http")
     return PodView(
         name=pod["metadata"]["name"],
-        ready=is_ready,
+        ready=is_ready(pod),
         report=report,
         address=url or "",
         config_hash=(pod["metadata"].get("annotations") or {}).get(ANNOTATION_CONFIG, ""),
         trouble=_trouble(status),
     )
+
+
+def is_ready(pod: Manifest) -> bool:
+    """Whether the cluster sends a pod requests."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
 
 
 def incarnation_of(pod: Manifest) -> str:
