@@ -86,7 +86,7 @@ def parse_fields(
     except ValidationError as error:
         raise _invalid(error, prefix) from error
     ignored = present.keys() - model.model_fields.keys() - unsupported.keys()
-    return fields, _header_safe(f"{prefix}{name}" for name in sorted(ignored))
+    return fields, header_safe(f"{prefix}{name}" for name in sorted(ignored))
 
 
 def _changes_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:
@@ -107,7 +107,7 @@ def _invalid(error: ValidationError, prefix: str) -> InvalidRequestError:
     return InvalidRequestError(f"`{param}`: {message}", param=param)
 
 
-def _header_safe(names: Iterable[str]) -> tuple[str, ...]:
+def header_safe(names: Iterable[str]) -> tuple[str, ...]:
     """Return names as they may stand in a header: few, short and of harmless characters."""
     safe = [name for name in names if re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", name)]
     return tuple(safe[:MAX_IGNORED_NAMES])

@@ -35,6 +35,8 @@ class Job:
     stops: tuple[str, ...] = ()
     keep_stop: bool = False
     """Whether matched stop strings and stop tokens stay in the text."""
+    shown_specials: frozenset[int] = frozenset()
+    """Control tokens that stand in the text as they are written; others are left out."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class _Reader:
         tokens: list[Token] = []
         for position, (id, logprob) in enumerate(zip(chunk.token_ids, logprobs, strict=True)):
             is_ending = ending is not None and position == len(chunk.token_ids) - 1
-            added = "" if is_ending and not self._job.keep_stop else self._text.push(id)
+            added = "" if is_ending and not self._job.keep_stop else self._added(id)
             tokens.append(self._token(id, added, logprob, self._alternatives(chunk, position)))
             self._before = [id]
             matched = self._stop.push(added)
@@ -135,6 +137,12 @@ class _Reader:
         if chunk.finish_reason is None:
             return Piece("".join(texts), tuple(tokens))
         return self._last("".join(texts), tokens, self._end(chunk, ending))
+
+    def _added(self, id: int) -> str:
+        """Return what a token adds to the text."""
+        if id in self._job.shown_specials:
+            return self._text.flush() + self._job.tokenizer.special_text(id)
+        return self._text.push(id)
 
     def _ending_token(self, chunk: TokenChunk) -> int | None:
         """Return the client's stop token that ended the output, if one did."""

@@ -18,16 +18,21 @@ from starlette.responses import JSONResponse, Response
 
 from graft_runtime.errors import InvalidRequestError, NotReadyError
 from graft_runtime.server.body import read_object
-from graft_runtime.server.context import Frontend, exchange_of, frontend_of
+from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
 from graft_runtime.server.fields import (
     Fields,
     Int32,
     ModelName,
-    Unsupported,
     check_token_ids,
     parse_fields,
 )
-from graft_runtime.server.openai.messages import parse_messages
+from graft_runtime.server.openai.chat import encode_chat
+from graft_runtime.server.openai.chat_fields import (
+    TEMPLATE_UNSUPPORTED,
+    TemplateFields,
+    parse_chat,
+)
+from graft_runtime.server.openai.tool_fields import parse_tools
 from graft_runtime.server.prompts import admit, encode_text, refuse_hopeless
 from graft_runtime.server.tgi_fields import parse_body
 from graft_runtime.text.detokenizer import Detokenizer
@@ -37,26 +42,23 @@ from graft_runtime.text.tokenizer_info import read_tokenizer_info
 
 router = APIRouter()
 
-_UNSUPPORTED: Final[Unsupported] = {
-    "tools": ([],),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "mm_processor_kwargs": ({},),
-}
 MAX_TOKENS: Final = 1_000_000
 """Tokens that are made text in one request."""
 
 
-class TokenizeFields(Fields):
-    """What is honoured of vLLM's form."""
+class TokenizePromptFields(Fields):
+    """What is honoured of vLLM's form for a text."""
 
     model: ModelName | None = None
-    prompt: str | None = None
-    messages: Any = None
-    add_special_tokens: bool | None = None
-    """vLLM's default: for a prompt, not for a chat, whose template writes them."""
-    add_generation_prompt: bool = True
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeChatFields(TemplateFields):
+    """What is honoured of vLLM's form for a chat."""
+
+    model: ModelName | None = None
     return_token_strs: bool = False
 
 
@@ -67,12 +69,10 @@ class DetokenizeFields(Fields):
     tokens: list[Int32] = Field(max_length=MAX_TOKENS)
 
 
-class ChatTokenizeFields(Fields):
+class ChatTokenizeFields(TemplateFields):
     """What is honoured of TGI's chat."""
 
     model: ModelName | None = None
-    messages: Any
-    add_generation_prompt: bool = True
 
 
 @router.post("/tokenize", summary="Make text tokens", response_model=None)
@@ -88,8 +88,7 @@ async def tokenize(request: Request) -> Response:  # noqa: D103 - see the summar
         answer: Any = pieces[-(parameters.truncate or len(pieces)) :]
     else:
         exchange.family = "openai"
-        wanted, exchange.ignored_fields = parse_fields(TokenizeFields, body, _UNSUPPORTED)
-        answer = await _tokenize(frontend, wanted)
+        answer = await _tokenize(frontend, exchange, body)
     return Response(
         msgspec.json.encode(answer), media_type="application/json", headers=exchange.headers()
     )
@@ -113,11 +112,9 @@ async def detokenize(request: Request) -> Response:  # noqa: D103 - see the summ
 async def chat_tokenize(request: Request) -> Response:  # noqa: D103 - see the summary
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
     body = await read_object(request)
-    fields, exchange.ignored_fields = parse_fields(ChatTokenizeFields, body, _UNSUPPORTED)
+    fields, exchange.ignored_fields = parse_fields(ChatTokenizeFields, body, TEMPLATE_UNSUPPORTED)
     frontend.backend.resolve(fields.model)
-    text, ids = await _encode_chat(
-        frontend, fields.messages, add_generation_prompt=fields.add_generation_prompt
-    )
+    text, ids = await _encode_chat(frontend, fields)
     pieces = await asyncio.to_thread(_pieces_of_tokens, text.tokenizer, ids)
     templated = "".join(piece["text"] for piece in pieces)
     answer = {"tokenize_response": pieces, "templated_text": templated}
@@ -133,48 +130,42 @@ async def tokenizer_info(request: Request) -> Response:  # noqa: D103 - see the 
     return JSONResponse(await asyncio.to_thread(read_tokenizer_info, folder))
 
 
-async def _tokenize(frontend: Frontend, fields: TokenizeFields) -> dict[str, Any]:
-    frontend.backend.resolve(fields.model)
-    if (fields.prompt is None) == (fields.messages is None):
+async def _tokenize(frontend: Frontend, exchange: Exchange, body: dict[str, Any]) -> dict[str, Any]:
+    """Answer vLLM's form, for a text or for a chat."""
+    if (body.get("prompt") is None) == (body.get("messages") is None):
         raise InvalidRequestError("give either `prompt` or `messages`", param="prompt")
-    if fields.prompt is None:
-        text, ids = await _encode_chat(
-            frontend, fields.messages, add_generation_prompt=fields.add_generation_prompt
-        )
-    else:
-        text = await admit(frontend, len(fields.prompt))
-        special = True if fields.add_special_tokens is None else fields.add_special_tokens
-        ids = await _encode(frontend, text.tokenizer, fields.prompt, add_special_tokens=special)
+    if body.get("prompt") is None:
+        chat, exchange.ignored_fields = parse_fields(TokenizeChatFields, body, TEMPLATE_UNSUPPORTED)
+        frontend.backend.resolve(chat.model)
+        text, ids = await _encode_chat(frontend, chat)
+        return _counted(frontend, text.tokenizer, ids, with_texts=chat.return_token_strs)
+    plain, exchange.ignored_fields = parse_fields(TokenizePromptFields, body, {})
+    frontend.backend.resolve(plain.model)
+    text = await admit(frontend, len(plain.prompt))
+    ids = await encode_text(
+        text.tokenizer,
+        plain.prompt,
+        add_special_tokens=plain.add_special_tokens,
+        max_model_len=frontend.backend.max_model_len,
+    )
+    return _counted(frontend, text.tokenizer, ids, with_texts=plain.return_token_strs)
+
+
+def _counted(
+    frontend: Frontend, tokenizer: Tokenizer, ids: list[int], *, with_texts: bool
+) -> dict[str, Any]:
     return {
         "count": len(ids),
         "max_model_len": frontend.backend.max_model_len,
         "tokens": ids,
-        "token_strs": text.tokenizer.vocabulary_texts(ids) if fields.return_token_strs else None,
+        "token_strs": tokenizer.vocabulary_texts(ids) if with_texts else None,
     }
 
 
-async def _encode(
-    frontend: Frontend, tokenizer: Tokenizer, text: str, *, add_special_tokens: bool
-) -> list[int]:
-    limit = frontend.backend.max_model_len
-    return await encode_text(
-        tokenizer, text, add_special_tokens=add_special_tokens, max_model_len=limit
-    )
-
-
-async def _encode_chat(
-    frontend: Frontend, value: Any, *, add_generation_prompt: bool
-) -> tuple[ModelText, list[int]]:
-    messages = parse_messages(value)
-    num_chars = sum(len(each["content"]) for each in messages)
-    text = await admit(frontend, num_chars)
-    refuse_hopeless(text.tokenizer, num_chars, frontend.backend.max_model_len)
-    if text.chat is None:
-        raise InvalidRequestError("the model has no chat template", param="messages")
-    ids = await asyncio.to_thread(
-        text.chat.encode, text.tokenizer, messages, add_generation_prompt=add_generation_prompt
-    )
-    return text, ids
+async def _encode_chat(frontend: Frontend, fields: TemplateFields) -> tuple[ModelText, list[int]]:
+    tools = parse_tools(fields.tools, None, is_parallel=True)
+    text, _, prompt = await encode_chat(frontend, fields, parse_chat(fields), tools)
+    return text, prompt.token_ids
 
 
 def _pieces_of_text(tokenizer: Tokenizer, text: str) -> list[dict[str, Any]]:

@@ -7,15 +7,14 @@ the template wrote, so that a control token in a message stays letters.
 from __future__ import annotations
 
 import json
-import re
-import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
@@ -23,6 +22,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import InvalidRequestError, ReasonedError
+from graft_runtime.text.disguise import Disguise
+from graft_runtime.text.speech.reader import call_form_of, thinks
+from graft_runtime.text.speech.thoughts import is_opened_by
 from graft_runtime.text.tokenizer import Tokenizer
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
@@ -75,6 +77,33 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """What a template is applied to. Validated by the surface that built it."""
+
+    messages: Sequence[Mapping[str, Any]]
+    """Each with ``role`` and ``content``, which is text, or None beside ``tool_calls``."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    documents: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """More names for the template to read."""
+    add_generation_prompt: bool = True
+    """Whether the assistant's turn is opened at the end."""
+    continues_last: bool = False
+    """Whether the last message is left open, to be written on."""
+    add_special_tokens: bool = False
+    """Whether the tokenizer's own start and end tokens are put around it as well."""
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation as the model reads it."""
+
+    token_ids: list[int]
+    is_in_thought: bool
+    """Whether it leaves off amid a thought."""
+
+
 class ChatTemplate:
     """One model's template and the control tokens it names."""
 
@@ -88,12 +117,17 @@ class ChatTemplate:
         Raises:
             ReasonedError: The template does not compile.
         """
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            self.reads = frozenset(meta.find_undeclared_variables(environment.parse(source)))
         except jinja2.TemplateError as error:
             message = f"the chat template cannot be parsed: {error}"
             raise ReasonedError(Reason.MALFORMED_ARTIFACT, message) from error
         self._named_tokens = dict(named_tokens)
+        self.call_form = call_form_of(source)
+        self.thinks = thinks(source)
+        self._knows_developers = "developer" in source
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
@@ -110,79 +144,59 @@ class ChatTemplate:
         named = {name: _token_text(config.get(name)) for name in _NAMED_TOKENS}
         return cls(source, {name: text for name, text in named.items() if text})
 
-    def encode(
-        self,
-        tokenizer: Tokenizer,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-    ) -> list[int]:
+    def encode(self, tokenizer: Tokenizer, conversation: Conversation) -> ChatPrompt:
         """Return the tokens of a conversation.
 
-        Args:
-            tokenizer: The same model's.
-            messages: Validated messages, each with ``role`` and a string ``content``.
-            add_generation_prompt: Whether the assistant's turn is opened at the end.
-
         Raises:
-            InvalidRequestError: The template refuses these messages.
+            InvalidRequestError: The template refuses it.
         """
-        disguise = _Disguise(tokenizer.special_texts)
-        hidden = [{key: disguise.hide(value) for key, value in each.items()} for each in messages]
-        text = self._render(hidden, add_generation_prompt=add_generation_prompt)
+        disguise = Disguise(tokenizer.special_texts)
+        text = self._render(conversation, disguise)
         ids: list[int] = []
         for part, is_users in disguise.split(text):
             if is_users:
                 ids += tokenizer.encode(part, add_special_tokens=False)
             else:
                 ids += tokenizer.encode_trusted(part)
-        return ids
+        if conversation.add_special_tokens:
+            ids = tokenizer.surround(ids)
+        return ChatPrompt(ids, is_opened_by(text))
 
-    def _render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    def _render(self, conversation: Conversation, disguise: Disguise) -> str:
+        messages = [self._shown(dict(message), disguise) for message in conversation.messages]
+        variables = {
+            **disguise.hide(dict(conversation.variables)),
+            **self._named_tokens,
+            "tools": disguise.hide(list(conversation.tools)) or None,
+            "documents": disguise.hide(list(conversation.documents)) or None,
+            "add_generation_prompt": conversation.add_generation_prompt,
+        }
+        if not conversation.continues_last:
+            return self._apply(messages, variables)
+        # The space tells whether the template trims what it writes.
+        mark = f"{disguise.end_mark} "
+        messages[-1]["content"] += mark
+        head, found, tail = self._apply(messages, variables).rpartition(disguise.end_mark)
+        if not found:
+            message = "the model's chat template does not write the last message"
+            raise InvalidRequestError(message, param="continue_final_message")
+        return head if tail.startswith(" ") else head.rstrip()
+
+    def _shown(self, message: dict[str, Any], disguise: Disguise) -> dict[str, Any]:
+        if message["role"] == "developer" and not self._knows_developers:
+            message["role"] = "system"  # what the newer name stands for
+        hidden: dict[str, Any] = disguise.hide(message)
+        return hidden
+
+    def _apply(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
         try:
-            return self._template.render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                **self._named_tokens,
-            )
+            return self._template.render(messages=messages, **variables)
         except jinja2.TemplateError as error:
             message = f"the model's chat template refuses these messages: {error}"
             raise InvalidRequestError(message, param="messages") from error
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             message = "the model's chat template cannot be applied to these messages"
             raise InvalidRequestError(message, param="messages") from error
-
-
-class _Disguise:
-    """Hides control tokens in users' text from the tokenizer while a template runs.
-
-    Each is replaced by a mark nobody can guess; after rendering, the marks become parts of their
-    own. Text without control tokens, which is nearly all text, passes unchanged in one part.
-    """
-
-    def __init__(self, special_texts: Sequence[str]) -> None:
-        self._nonce = secrets.token_hex(8)
-        longest_first = sorted(filter(None, special_texts), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._mark = re.compile(rf"<{self._nonce}:(\d+)>")
-        self._hidden: list[str] = []
-
-    def hide(self, value: Any) -> Any:
-        """Return a message's field with its control tokens replaced by marks."""
-        return self._special.sub(self._replace, value) if isinstance(value, str) else value
-
-    def split(self, text: str) -> list[tuple[str, bool]]:
-        """Split rendered text into parts; the second value tells whether it was a hidden one."""
-        pieces = self._mark.split(text)
-        parts = [
-            (self._hidden[int(piece)], True) if index % 2 else (piece, False)
-            for index, piece in enumerate(pieces)
-        ]
-        return [part for part in parts if part[0]]
-
-    def _replace(self, match: re.Match[str]) -> str:
-        self._hidden.append(match[0])
-        return f"<{self._nonce}:{len(self._hidden) - 1}>"
 
 
 def _read_config(file: Path) -> dict[str, Any]:

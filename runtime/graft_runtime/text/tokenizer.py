@@ -91,6 +91,20 @@ class Tokenizer:
         ids: list[int] = self._trusted.encode(text, add_special_tokens=False).ids
         return ids
 
+    def surround(self, ids: Sequence[int]) -> list[int]:
+        """Return tokens with the model's own start and end tokens around them."""
+        bare = self.encode("a", add_special_tokens=False)
+        whole = self.encode("a", add_special_tokens=True)
+        start = next(
+            (at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), len(whole)
+        )
+        return [*whole[:start], *ids, *whole[start + len(bare) :]]
+
+    def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Return the control tokens that are written like one of some texts."""
+        wanted = frozenset(texts)
+        return frozenset(id for id, text in self._special.items() if text in wanted)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Return the text of tokens; incomplete characters become U+FFFD."""
         return self._trusted.decode(ids, skip_special_tokens=skip_special_tokens)

@@ -15,6 +15,7 @@ from tests.support.sse_text import events
 from tests.support.toy_tokenizer import TURN, write_toy_tokenizer
 
 PATH = "/v1/chat/completions"
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -91,14 +92,17 @@ async def test_logprobs_name_tokens_and_bytes(client: httpx.AsyncClient) -> None
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function"}]),
+        ("functions", [{"name": "f"}]),
         ("tool_choice", "required"),
         ("response_format", {"type": "json_schema"}),
         ("top_logprobs", 2),  # without logprobs
         ("top_logprobs", 21),
         ("chat_template", "{{ 1 }}"),
-        ("chat_template_kwargs", {"a": 1}),
-        ("continue_final_message", True),
+        ("documents", [{"text": "x"}]),  # the template does not read it
+        ("reasoning_effort", "high"),
+        ("reasoning_effort", "very"),
+        ("tool_prompt", "x"),
+        ("thinking_token_budget", 1),
         ("n", 9),
     ],
 )
@@ -132,7 +136,13 @@ async def test_a_field_that_asks_for_what_happens_anyway_is_fine(
         ("hello", "messages"),
         (["hello"], "messages[0]"),
         ([{"role": "robot", "content": "x"}], "messages[0].role"),
-        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0].tool_call_id"),
+        ([{"role": "tool", "content": "x", "tool_call_id": 1}], "messages[0].tool_call_id"),
+        ([{"role": "user", "content": "x", "tool_calls": [CALL]}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "tool_calls": [1]}], "messages[0].tool_calls[0].function"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]}],
+            "messages[0].tool_calls[0].function.arguments",
+        ),
         ([*HELLO, {"role": "user"}], "messages[1].content"),
         ([{"role": "user", "content": 7}], "messages[0].content"),
         ([{"role": "user", "content": []}], "messages[0].content"),
