@@ -21,7 +21,7 @@ from graft_runtime.layers.attention.base import KvLayout
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.lora.base import LoraPool, ResidentAdapter
 from graft_runtime.layers.lora.layout import all_groups
-from graft_runtime.models.arch import DecoderArch, load_arch, module_path
+from graft_runtime.models.arch import DecoderArch, load_arch
 from graft_runtime.models.decoder import Decoder
 from graft_runtime.models.weights import load_decoder
 
@@ -53,7 +53,7 @@ def make_checkpoint(folder: Path) -> DecoderArch:
     shapes = {"model.embed_tokens": (arch.vocab_size, arch.hidden_size)}
     for layer, group in all_groups(arch):
         for part in group.slices:
-            shapes[module_path(layer, part.module)] = (part.out_features, group.in_features)
+            shapes[arch.module_path(layer, part.module)] = (part.out_features, group.in_features)
     tensors = {
         f"{name}.weight": (torch.randn(shape) * shape[1] ** -0.5).bfloat16()
         for name, shape in shapes.items()

@@ -5,42 +5,22 @@ Windows, soft-caps and original rope lengths are small, so that the sequences be
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import PeftModel
 from torch import Tensor
 
 from graft_protocol.reasons import Reason
 from graft_runtime.adapters.validate import validate_adapter
 from graft_runtime.errors import ReasonedError
 from graft_runtime.models.arch import load_arch
-from tests.support.gate import GateError, GateSettings, start_engine
-from tests.support.gate_runs import edit_config, edit_weights, gate, ones, zero
-from tests.support.peft_adapters import ALL_LINEAR, load_with_adapters, make_adapter
+from tests.support.family_case import LAYER, WINDOW, Case, CaseMaker, Mutation, mutations
+from tests.support.gate import GateSettings, start_engine
+from tests.support.gate_runs import edit_config, edit_weights, ones, zero
+from tests.support.peft_adapters import make_adapter
 from tests.support.tiny_models import make_model
-
-Mutation = Callable[[Path], None]
-
-LAYER = "model.layers.1"
-WINDOW = 12
-
-
-@dataclass(frozen=True)
-class Case:
-    """A family, or a variant of one that computes something else."""
-
-    model_type: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    mutations: Mapping[str, Mutation] = field(default_factory=dict)
-    attention: tuple[str, ...] = ("q_proj", "v_proj")
-    all_linear: tuple[str, ...] = ALL_LINEAR
-
 
 QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
 
@@ -250,91 +230,34 @@ CASES: dict[str, Case] = {
 }
 
 
-@dataclass(frozen=True)
-class Made:
-    """A case on disk, and its reference."""
-
-    case: Case
-    model_dir: Path
-    adapters: dict[str, Path]
-
-    @cached_property
-    def reference(self) -> PeftModel:
-        return load_with_adapters(self.model_dir, self.adapters)
-
-
-def make(case: Case, folder: Path) -> Made:
-    config = {"max_position_embeddings": 128, **case.config}
-    model_dir = make_model(case.model_type, folder, seed=3, **config)
-    adapters = {
-        "r4": make_adapter(model_dir, folder / "r4", rank=4, target_modules=case.attention, seed=1),
-        "r17": make_adapter(
-            model_dir, folder / "r17", rank=17, target_modules=case.all_linear, seed=2
-        ),
-        "r8": make_adapter(
-            model_dir,
-            folder / "r8",
-            rank=8,
-            rslora=True,
-            target_modules=("o_proj", "down_proj", "lm_head"),
-            seed=3,
-        ),
-    }
-    return Made(case, model_dir, adapters)
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    """Return a function that makes each case once."""
-    known: dict[str, Made] = {}
-
-    def get(name: str) -> Made:
-        if name not in known:
-            known[name] = make(CASES[name], tmp_path_factory.mktemp("case"))
-        return known[name]
-
-    return get
+def made(tmp_path_factory: pytest.TempPathFactory) -> CaseMaker:
+    return CaseMaker(CASES, tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_row_of_mixed_batches_agrees_with_transformers_and_peft(
-    name: str, made: Callable[[str], Made], tmp_path: Path
+    name: str, made: CaseMaker, tmp_path: Path
 ) -> None:
-    one = made(name)
-    run, verdict = gate(
-        one.model_dir, one.adapters, one.reference, tmp_path, count=20, repeats=True
-    )
-    assert verdict.rows > 200
-    assert run.engine.stats().prefix_hits > 0
-    assert run.engine.stats().preemptions == 0
+    made(name).agrees(tmp_path)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_row_agrees_when_a_small_pool_forces_preemption(
-    name: str, made: Callable[[str], Made], tmp_path: Path
+    name: str, made: CaseMaker, tmp_path: Path
 ) -> None:
-    one = made(name)
-    settings = GateSettings(num_blocks=11, max_batch_tokens=24, max_chunk_tokens=8)
-    run, _ = gate(one.model_dir, one.adapters, one.reference, tmp_path, settings, count=20)
-    assert run.engine.stats().preemptions > 2
+    made(name).agrees_when_preempted(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "mutation"), [(name, change) for name in CASES for change in CASES[name].mutations]
-)
+@pytest.mark.parametrize(("name", "mutation"), mutations(CASES))
 def test_the_gate_notices_a_mutation(
-    name: str, mutation: str, made: Callable[[str], Made], tmp_path: Path
+    name: str, mutation: str, made: CaseMaker, tmp_path: Path
 ) -> None:
-    one = made(name)
-    mutant = tmp_path / "mutant"
-    shutil.copytree(one.model_dir, mutant)
-    one.case.mutations[mutation](mutant)
-    with pytest.raises(GateError, match="differ"):
-        gate(mutant, one.adapters, one.reference, tmp_path, count=8)
+    made(name).differs_when_spoilt(mutation, tmp_path)
 
 
 def test_an_adapter_of_split_projections_is_refused_by_name(
-    made: Callable[[str], Made], tmp_path: Path
+    made: CaseMaker, tmp_path: Path
 ) -> None:
     split = make_model("mistral", tmp_path, seed=1)
     adapter = make_adapter(split, tmp_path / "split", target_modules=("q_proj",))
@@ -344,9 +267,7 @@ def test_an_adapter_of_split_projections_is_refused_by_name(
     assert caught.value.reason is Reason.UNSUPPORTED_TARGET
 
 
-def test_sequences_of_other_frequencies_share_no_prefix(
-    made: Callable[[str], Made], tmp_path: Path
-) -> None:
+def test_sequences_of_other_frequencies_share_no_prefix(made: CaseMaker, tmp_path: Path) -> None:
     one = made("phi3")
     run = start_engine(one.model_dir, one.adapters, tmp_path, GateSettings())
     prompt = list(range(5, 29))

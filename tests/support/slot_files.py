@@ -16,7 +16,7 @@ from graft_runtime.layers.lora.layout import (
     pages_for,
     tensor_names,
 )
-from graft_runtime.models.arch import DecoderArch, module_path
+from graft_runtime.models.arch import DecoderArch
 
 
 def write_slot_file(
@@ -33,7 +33,7 @@ def write_slot_file(
         b = torch.zeros(group.b_shape(pages))
         touched = False
         for index, (start, part) in enumerate(zip(group.slice_starts, group.slices, strict=True)):
-            stem = f"base_model.model.{module_path(layer, part.module)}"
+            stem = f"base_model.model.{arch.module_path(layer, part.module)}"
             if f"{stem}.lora_A.weight" not in weights:
                 continue
             touched = True

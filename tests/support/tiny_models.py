@@ -82,4 +82,6 @@ def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrain
     """Open a saved model with transformers, the oracle of our decoder."""
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    if hasattr(model.config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")  # the others know no float64
     return model.eval()

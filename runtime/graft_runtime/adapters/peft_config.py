@@ -50,6 +50,10 @@ _OFF: tuple[Any, ...] = (None, False, {}, [])
 """What a field that is newer than our table may say: that it is not used."""
 
 
+_ALSO_OFF: dict[str, tuple[Any, ...]] = {"target_parameters": ([],)}
+"""What peft writes for fields that it has looked at and found no use for, beside their defaults."""
+
+
 @dataclass(frozen=True)
 class PeftConfig:
     """The part of a LoRA config that decides what is computed."""
@@ -128,7 +132,7 @@ def _refuse_unsupported(fields: dict[str, Any]) -> None:
     decided = {"peft_type", "task_type", "init_lora_weights"} | _UNDERSTOOD | _INFORMATIONAL
     for name in sorted(set(fields) - decided):
         allowed = (LORA_DEFAULTS[name], None) if name in LORA_DEFAULTS else _OFF
-        if not _is_one_of(fields[name], allowed):
+        if not _is_one_of(fields[name], (*allowed, *_ALSO_OFF.get(name, ()))):
             raise _unsupported(name, fields[name])
 
 

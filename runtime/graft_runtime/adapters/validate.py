@@ -17,7 +17,7 @@ from graft_runtime.adapters.safetensors_header import TensorInfo, read_header, s
 from graft_runtime.adapters.weights import FILE_DTYPES
 from graft_runtime.errors import ReasonedError
 from graft_runtime.layers.lora.layout import LoraGroup, all_groups
-from graft_runtime.models.arch import DecoderArch, module_path
+from graft_runtime.models.arch import DecoderArch
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -95,7 +95,7 @@ def validate_adapter(folder: Path, arch: DecoderArch, *, max_rank: int) -> Valid
 def module_places(arch: DecoderArch) -> dict[str, ModulePlace]:
     """List every module of the base model that can be adapted, in the order it is computed."""
     return {
-        module_path(layer, part.module): ModulePlace(layer, group, index)
+        arch.module_path(layer, part.module): ModulePlace(layer, group, index)
         for layer, group in all_groups(arch)
         for index, part in enumerate(group.slices)
     }

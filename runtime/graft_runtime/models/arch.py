@@ -17,6 +17,7 @@ from graft_runtime.layers.lora.layout import LoraGroup, LoraSlice
 from graft_runtime.layers.rope_spec import RopeSpec
 from graft_runtime.models.families import FAMILIES, Activation, Family
 from graft_runtime.models.hf_config import ConfigReader, read_json_object
+from graft_runtime.models.moe_config import MoeSpec, read_moe
 from graft_runtime.models.rope_config import read_ropes
 from graft_runtime.models.windows import read_windows
 
@@ -97,6 +98,8 @@ class DecoderArch:
     logit_softcap: float | None = None
     local_rope: RopeSpec | None = None
     """The rotary embedding of layers with a window; None: as in the others."""
+    moe: MoeSpec | None = None
+    """Experts instead of one MLP in each layer."""
 
     @property
     def q_size(self) -> int:
@@ -110,25 +113,34 @@ class DecoderArch:
 
     @cached_property
     def lora_groups(self) -> tuple[LoraGroup, ...]:
-        """The adaptable groups of every layer, in the order they are computed."""
+        """The adaptable groups of every layer, in the order they are computed.
+
+        Of a mixture of experts, that is what every token passes through.
+        """
         qkv: tuple[LoraSlice, ...]
-        gate_up: tuple[LoraSlice, ...]
-        hidden, ffn = self.hidden_size, self.intermediate_size
+        hidden, ffn, mlp = self.hidden_size, self.intermediate_size, ""
+        if self.moe is not None:
+            ffn, mlp = self.moe.shared_size, "shared_expert."
         if self.fused_projections:
             qkv = (LoraSlice("qkv_proj", self.q_size + 2 * self.kv_size),)
-            gate_up = (LoraSlice("gate_up_proj", 2 * ffn),)
+            gate_up: tuple[LoraSlice, ...] = (LoraSlice("gate_up_proj", 2 * ffn),)
         else:
             qkv = (
                 LoraSlice("q_proj", self.q_size),
                 LoraSlice("k_proj", self.kv_size),
                 LoraSlice("v_proj", self.kv_size),
             )
-            gate_up = (LoraSlice("gate_proj", ffn), LoraSlice("up_proj", ffn))
-        return (
+            gate_up = (LoraSlice(f"{mlp}gate_proj", ffn), LoraSlice(f"{mlp}up_proj", ffn))
+        attention = (
             LoraGroup("qkv", hidden, qkv),
             LoraGroup("o", self.q_size, (LoraSlice("o_proj", hidden),)),
+        )
+        if not ffn:
+            return attention
+        return (
+            *attention,
             LoraGroup("gate_up", hidden, gate_up),
-            LoraGroup("down", ffn, (LoraSlice("down_proj", hidden),)),
+            LoraGroup("down", ffn, (LoraSlice(f"{mlp}down_proj", hidden),)),
         )
 
     @cached_property
@@ -136,13 +148,12 @@ class DecoderArch:
         """The output projection as an adaptable group."""
         return LoraGroup("lm_head", self.hidden_size, (LoraSlice("lm_head", self.vocab_size),))
 
-
-def module_path(layer: int | None, module: str) -> str:
-    """Return a module's name in the checkpoint, as ``model.layers.3.self_attn.q_proj``."""
-    if layer is None:
-        return module
-    parent = "self_attn" if module in _ATTENTION_MODULES else "mlp"
-    return f"model.layers.{layer}.{parent}.{module}"
+    def module_path(self, layer: int | None, module: str) -> str:
+        """Return a module's name in the checkpoint, as ``model.layers.3.self_attn.q_proj``."""
+        if layer is None:
+            return module
+        parent = "self_attn" if module in _ATTENTION_MODULES else "mlp"
+        return f"model.layers.{layer}.{parent}.{module}"
 
 
 def load_arch(model_dir: Path) -> DecoderArch:
@@ -176,7 +187,7 @@ def load_arch(model_dir: Path) -> DecoderArch:
         head_dim=head_dim,
         norm_eps=config.positive_float("rms_norm_eps", family.norm_eps),
         rope=rope,
-        qkv_bias=family.qkv_bias or attention_bias,
+        qkv_bias=_qkv_bias(config, family) or attention_bias,
         o_bias=attention_bias,
         mlp_bias=_flag_if(family.has_mlp_bias_field, config, "mlp_bias"),
         tie_embeddings=config.flag("tie_word_embeddings", default=family.tie_embeddings),
@@ -195,6 +206,7 @@ def load_arch(model_dir: Path) -> DecoderArch:
         attention_softcap=attention_softcap,
         logit_softcap=logit_softcap,
         local_rope=local_rope,
+        moe=read_moe(config, family.moe) if family.moe is not None else None,
     )
     config.require(family.required)
     config.finish(_INFORMATIONAL | family.informational)
@@ -215,6 +227,12 @@ def _family(config: ConfigReader) -> tuple[str, Family]:
 def _flag_if(has_field: bool, config: ConfigReader, name: str) -> bool:
     """Return a flag where the family's code reads it; elsewhere it stays unknown and is refused."""
     return has_field and config.flag(name, default=False)
+
+
+def _qkv_bias(config: ConfigReader, family: Family) -> bool:
+    if not family.has_qkv_bias_field:
+        return family.qkv_bias
+    return config.flag("qkv_bias", default=family.qkv_bias)
 
 
 def _kv_heads(config: ConfigReader, family: Family, num_heads: int) -> int:

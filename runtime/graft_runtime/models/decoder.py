@@ -3,15 +3,12 @@
 Knows no request, no file and no sampling. `models/weights.py` builds it, the runner calls it.
 
 Shape legend: T tokens, S rows of logits, H hidden size, V vocabulary, N query and key heads
-together, Q/K query and key/value heads, D head size, F features inside the MLP, I/O features
-in/out.
+together, Q/K query and key/value heads, D head size, O features out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,33 +16,12 @@ from torch.nn import functional
 
 from graft_runtime.layers.attention.base import AttentionBackend, StepAttention
 from graft_runtime.layers.batch import ForwardBatch
-from graft_runtime.layers.linear import Linear
-from graft_runtime.layers.lora.base import LoraPool, LoraSlab
+from graft_runtime.layers.lora.base import LoraPool
 from graft_runtime.layers.lora.cpu import LoraRows, prepare_lora
 from graft_runtime.layers.norm import RmsNorm
 from graft_runtime.layers.rope import Rope, Rotation, rotate
 from graft_runtime.models.arch import DecoderArch
-from graft_runtime.models.families import Activation
-
-_ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": functional.silu,
-    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
-}
-
-
-@dataclass(frozen=True)
-class AdaptedLinear:
-    """A base layer and the adapters' memory beside it."""
-
-    base: Linear
-    slab: LoraSlab | None
-
-    def __call__(self, x_TI: Tensor, lora: LoraRows | None) -> Tensor:
-        """Multiply each row with the base weights and add its adapter."""
-        out_TO = self.base(x_TI)
-        if lora is not None and self.slab is not None:
-            lora.add(self.slab, x_TI, out_TO)
-        return out_TO
+from graft_runtime.models.mlp import AdaptedLinear, Mlp
 
 
 @dataclass(frozen=True)
@@ -67,8 +43,7 @@ class DecoderLayer:
     qkv: AdaptedLinear
     o: AdaptedLinear
     mlp_norm: RmsNorm
-    gate_up: AdaptedLinear
-    down: AdaptedLinear
+    mlp: Mlp
     q_norm: RmsNorm | None = None
     k_norm: RmsNorm | None = None
     """Normalise each head before it is rotated; both or none."""
@@ -82,7 +57,7 @@ class DecoderLayer:
         if self.attention_out_norm is not None:
             added_TH = self.attention_out_norm(added_TH)
         x_TH = x_TH + added_TH
-        added_TH = self._mix(self.mlp_norm(x_TH), arch, step.lora)
+        added_TH = self.mlp(self.mlp_norm(x_TH), step.lora)
         if self.mlp_out_norm is not None:
             added_TH = self.mlp_out_norm(added_TH)
         return x_TH + added_TH
@@ -106,10 +81,6 @@ class DecoderLayer:
             return rotate(q_TQD, rotation), rotate(k_TKD, rotation)
         qk_TND = rotate(heads_TND[:, : queries + keys], rotation)
         return qk_TND[:, :queries], qk_TND[:, queries:]
-
-    def _mix(self, x_TH: Tensor, arch: DecoderArch, lora: LoraRows | None) -> Tensor:
-        gate_TF, up_TF = self.gate_up(x_TH, lora).chunk(2, dim=-1)
-        return self.down(_ACTIVATIONS[arch.activation](gate_TF).mul_(up_TF), lora)
 
 
 @dataclass(frozen=True)

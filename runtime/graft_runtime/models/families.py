@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from graft_runtime.models.moe_config import QWEN_REQUIRED, MoeFamily
+
 Activation = Literal["silu", "gelu_tanh"]
-WindowRule = Literal["none", "all", "from_layer", "pattern"]
-"""Which layers see a window only: none, all, from a layer on if switched on, all but every nth."""
+WindowRule = Literal["none", "off", "all", "from_layer", "pattern"]
+"""Which layers see a window only: none, none though the config may speak of windows, all, from a
+layer on if switched on, all but every nth."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Family:
     has_mlp_bias_field: bool = False
     qkv_bias: bool = False
     """Biases on q, k and v, whatever the config says."""
+    has_qkv_bias_field: bool = False
+    """Whether ``qkv_bias`` can say otherwise."""
     qk_norm: bool = False
     """Each query and key head is normalised before it is rotated."""
     fused: bool = False
@@ -58,6 +63,8 @@ class Family:
     """Whether ``partial_rotary_factor`` leaves a part of each head as it is."""
     rope_aliases: Mapping[str, str] = field(default_factory=dict)
     """Older names of the family for kinds of rotary embedding."""
+    moe: MoeFamily | None = None
+    """Not None: experts instead of one MLP in each layer."""
     required: Mapping[str, object] = field(default_factory=dict)
     """Fields that may be present with this value only."""
     informational: frozenset[str] = frozenset()
@@ -84,6 +91,57 @@ FAMILIES: Mapping[str, Family] = {
         qk_norm=True,
         window_rule="from_layer",
         window=4096,
+    ),
+    "MixtralForCausalLM": Family(
+        "mixtral",
+        131_072,
+        kv_heads=8,
+        norm_eps=1e-5,
+        rope_theta=1_000_000.0,
+        window_rule="all",
+        moe=MoeFamily(
+            num_experts=8,
+            num_experts_per_token=2,
+            count_fields=("num_local_experts", "num_experts"),
+            size_field="intermediate_size",
+            expert_size=None,
+            always_normalises=True,
+            block="block_sparse_moe",
+            expert_names=("w1", "w3", "w2"),
+        ),
+    ),
+    "Qwen2MoeForCausalLM": Family(
+        "qwen2_moe",
+        32_768,
+        kv_heads=16,
+        qkv_bias=True,
+        has_qkv_bias_field=True,
+        window_rule="off",
+        moe=MoeFamily(
+            num_experts=60,
+            num_experts_per_token=4,
+            count_fields=("num_experts", "num_local_experts"),
+            size_field="moe_intermediate_size",
+            expert_size=1408,
+            shared_size=5632,
+            required=QWEN_REQUIRED,
+        ),
+    ),
+    "Qwen3MoeForCausalLM": Family(
+        "qwen3_moe",
+        32_768,
+        kv_heads=4,
+        has_attention_bias_field=True,
+        qk_norm=True,
+        window_rule="off",
+        moe=MoeFamily(
+            num_experts=128,
+            num_experts_per_token=8,
+            count_fields=("num_experts", "num_local_experts"),
+            size_field="moe_intermediate_size",
+            expert_size=768,
+            required=QWEN_REQUIRED,
+        ),
     ),
     "Phi3ForCausalLM": Family(
         "phi3",

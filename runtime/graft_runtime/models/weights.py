@@ -22,9 +22,11 @@ from graft_runtime.layers.lora.base import LoraPool
 from graft_runtime.layers.lora.layout import LoraGroup
 from graft_runtime.layers.norm import RmsNorm
 from graft_runtime.layers.rope import Rope
-from graft_runtime.models.arch import DecoderArch, module_path
+from graft_runtime.models.arch import DecoderArch
 from graft_runtime.models.checkpoint import Checkpoint
-from graft_runtime.models.decoder import AdaptedLinear, Decoder, DecoderLayer
+from graft_runtime.models.decoder import Decoder, DecoderLayer
+from graft_runtime.models.mlp import AdaptedLinear, DenseMlp, Expert, ExpertMlp, Mlp, SharedExpert
+from graft_runtime.models.moe_config import MoeSpec
 
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes in all."""
@@ -121,7 +123,7 @@ class _Loader:
     def layer(self, index: int) -> DecoderLayer:
         """Read one layer."""
         arch = self._arch
-        qkv, o, gate_up, down = arch.lora_groups
+        qkv, o = arch.lora_groups[:2]
         names = _norm_names(arch)
         prefix = f"model.layers.{index}"
 
@@ -133,8 +135,7 @@ class _Loader:
             qkv=self._linear(index, qkv, has_bias=arch.qkv_bias),
             o=self._linear(index, o, has_bias=arch.o_bias),
             mlp_norm=self.norm(f"{prefix}.{names['mlp']}.weight", arch.hidden_size),
-            gate_up=self._linear(index, gate_up, has_bias=arch.mlp_bias),
-            down=self._linear(index, down, has_bias=arch.mlp_bias),
+            mlp=self._dense_mlp(index) if arch.moe is None else self._expert_mlp(index, arch.moe),
             q_norm=norm("q", arch.head_dim),
             k_norm=norm("k", arch.head_dim),
             attention_out_norm=norm("attention out", arch.hidden_size),
@@ -147,9 +148,47 @@ class _Loader:
         weight_VH = embedding_VH if self._arch.tie_embeddings else self.tensor(_LM_HEAD, shape)
         return self._adapted(None, self._arch.lm_head_group, Linear(weight_VH))
 
+    def _dense_mlp(self, layer: int) -> DenseMlp:
+        arch = self._arch
+        gate_up, down = arch.lora_groups[2:]
+        return DenseMlp(
+            self._linear(layer, gate_up, has_bias=arch.mlp_bias),
+            self._linear(layer, down, has_bias=arch.mlp_bias),
+            arch.activation,
+        )
+
+    def _expert_mlp(self, layer: int, moe: MoeSpec) -> Mlp:
+        hidden = self._arch.hidden_size
+        path = f"model.layers.{layer}.{moe.block}"
+        shared = None
+        if moe.shared_size:
+            gate = Linear(self.tensor(f"{path}.shared_expert_gate.weight", (1, hidden)))
+            shared = SharedExpert(self._dense_mlp(layer), gate)
+        return ExpertMlp(
+            router=Linear(self.tensor(f"{path}.gate.weight", (moe.num_experts, hidden))),
+            experts=tuple(
+                self._expert(f"{path}.experts.{number}", moe) for number in range(moe.num_experts)
+            ),
+            experts_per_token=moe.num_experts_per_token,
+            normalises=moe.normalises,
+            activation=self._arch.activation,
+            shared=shared,
+        )
+
+    def _expert(self, path: str, moe: MoeSpec) -> Expert:
+        read = self._checkpoint.read
+        gate, up, down = (f"{path}.{name}.weight" for name in moe.expert_names)
+        inner = (moe.expert_size, self._arch.hidden_size)
+        return Expert(
+            Linear(self._fuse([read(gate, inner), read(up, inner)])),
+            Linear(self.tensor(down, (inner[1], inner[0]))),
+        )
+
     def _linear(self, layer: int, group: LoraGroup, *, has_bias: bool) -> AdaptedLinear:
         read = self._checkpoint.read
-        paths = [(module_path(layer, part.module), part.out_features) for part in group.slices]
+        paths = [
+            (self._arch.module_path(layer, part.module), part.out_features) for part in group.slices
+        ]
         weight_OI = self._fuse(
             [read(f"{path}.weight", (width, group.in_features)) for path, width in paths]
         )

@@ -19,6 +19,9 @@ def read_windows(config: ConfigReader, family: Family, num_layers: int) -> tuple
     """
     if family.window_rule == "none":
         return (None,) * num_layers
+    if family.window_rule == "off":
+        _require_off(config, num_layers)
+        return (None,) * num_layers
     is_on = family.window_rule != "from_layer" or config.flag("use_sliding_window", default=False)
     if not is_on:
         config.ignore("sliding_window")
@@ -27,6 +30,14 @@ def read_windows(config: ConfigReader, family: Family, num_layers: int) -> tuple
     if window is None and _SLIDING in kinds:
         raise config.invalid("sliding_window", None, f"must be set: layer_types has {_SLIDING}")
     return tuple(window if kind == _SLIDING else None for kind in kinds)
+
+
+def _require_off(config: ConfigReader, num_layers: int) -> None:
+    """Refuse windows that are switched on; what is said about them while they are off is void."""
+    config.require({"use_sliding_window": False})
+    config.ignore("sliding_window")
+    config.ignore("max_window_layers")
+    config.require({"layer_types": [_FULL] * num_layers})
 
 
 def _window(config: ConfigReader, family: Family) -> int | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from graft_protocol.reasons import REASONS, Reason
 from graft_runtime.adapters.validate import ValidAdapter, validate_adapter
 from graft_runtime.errors import ReasonedError
-from graft_runtime.models.arch import DecoderArch, module_path
+from graft_runtime.models.arch import DecoderArch
 from tests.support.peft_adapters import make_adapter
 from tests.support.spoiled_adapters import (
     CONFIG,
@@ -254,6 +254,6 @@ def test_every_module_of_the_model_has_a_place(
     folder = make_adapter(base_model, tmp_path / "x", target_modules=[*modules, "lm_head"])
     found = {update.module for update in validate(folder, arch).updates}
     assert found == {"lm_head"} | {
-        module_path(layer, module) for layer in range(arch.num_layers) for module in modules
+        arch.module_path(layer, module) for layer in range(arch.num_layers) for module in modules
     }
     assert set(json.loads((folder / CONFIG).read_text())["target_modules"]) == {*modules, "lm_head"}

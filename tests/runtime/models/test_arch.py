@@ -14,7 +14,7 @@ from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
 from graft_runtime.layers.lora.layout import layout_hash
 from graft_runtime.layers.rope_spec import RopeSpec
-from graft_runtime.models.arch import DecoderArch, load_arch, module_path
+from graft_runtime.models.arch import DecoderArch, load_arch
 from tests.support.published_configs import LLAMA31, read, refused
 
 
@@ -78,7 +78,7 @@ def test_yarn_is_read_with_its_defaults_and_stretches_the_context(tmp_path: Path
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("architectures", ["MixtralForCausalLM"]),
+        ("architectures", ["MambaForCausalLM"]),
         ("architectures", ["LlamaForCausalLM", "LlamaForCausalLM"]),
         ("architectures", None),
         ("architectures", [["LlamaForCausalLM"]]),
@@ -177,7 +177,8 @@ def test_the_layout_hash_follows_shapes_only(tmp_path: Path) -> None:
         assert layout_hash(read(tmp_path, LLAMA31 | {field: value})) != base
 
 
-def test_module_paths_are_the_checkpoints() -> None:
+def test_module_paths_are_the_checkpoints(tmp_path: Path) -> None:
+    module_path = read(tmp_path, LLAMA31).module_path
     assert module_path(3, "q_proj") == "model.layers.3.self_attn.q_proj"
     assert module_path(0, "down_proj") == "model.layers.0.mlp.down_proj"
     assert module_path(None, "lm_head") == "lm_head"

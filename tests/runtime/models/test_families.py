@@ -11,14 +11,17 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from graft_protocol.reasons import Reason
 from graft_runtime.layers.rope_spec import RopeSpec
-from graft_runtime.models.arch import DecoderArch, load_arch, module_path
+from graft_runtime.models.arch import DecoderArch, load_arch
 from tests.support.published_configs import GEMMA3_1B, LLAMA31, PHI4_MINI, read, refused
 
 CLASSES: dict[str, Any] = {
@@ -26,6 +29,9 @@ CLASSES: dict[str, Any] = {
     "MistralForCausalLM": MistralConfig,
     "Qwen2ForCausalLM": Qwen2Config,
     "Qwen3ForCausalLM": Qwen3Config,
+    "MixtralForCausalLM": MixtralConfig,
+    "Qwen2MoeForCausalLM": Qwen2MoeConfig,
+    "Qwen3MoeForCausalLM": Qwen3MoeConfig,
     "Phi3ForCausalLM": Phi3Config,
     "Gemma2ForCausalLM": Gemma2Config,
     "Gemma3ForCausalLM": Gemma3TextConfig,
@@ -53,6 +59,21 @@ def agrees(arch: DecoderArch, config: Any) -> None:
     assert arch.attention_softcap == getattr(config, "attn_logit_softcapping", None)
     scale = getattr(config, "query_pre_attn_scalar", arch.head_dim) ** -0.5
     assert arch.attention_scale == scale
+    moe_agrees(arch, config)
+
+
+def moe_agrees(arch: DecoderArch, config: Any) -> None:
+    if not hasattr(config, "num_experts_per_tok"):
+        assert arch.moe is None
+        return
+    assert arch.moe is not None
+    assert arch.moe.num_experts == config.num_experts
+    assert arch.moe.num_experts_per_token == config.num_experts_per_tok
+    size = getattr(config, "moe_intermediate_size", config.intermediate_size)
+    assert arch.moe.expert_size == size
+    assert arch.moe.shared_size == getattr(config, "shared_expert_intermediate_size", 0)
+    assert arch.moe.normalises == getattr(config, "norm_topk_prob", True)
+    assert arch.qkv_bias == getattr(config, "qkv_bias", False)
 
 
 @pytest.mark.parametrize("architecture", CLASSES)
@@ -135,8 +156,8 @@ def test_a_published_config_with_fused_projections_is_read(tmp_path: Path) -> No
         "gate_up_proj",
         "down_proj",
     ]
-    assert module_path(0, "qkv_proj") == "model.layers.0.self_attn.qkv_proj"
-    assert module_path(0, "gate_up_proj") == "model.layers.0.mlp.gate_up_proj"
+    assert arch.module_path(0, "qkv_proj") == "model.layers.0.self_attn.qkv_proj"
+    assert arch.module_path(0, "gate_up_proj") == "model.layers.0.mlp.gate_up_proj"
 
 
 @pytest.mark.parametrize(
@@ -176,3 +197,52 @@ def test_mistrals_window_holds_in_every_layer(tmp_path: Path) -> None:
     assert read(tmp_path, config | {"sliding_window": None}).windows == (None,) * 32
     assert "attention_bias" in refused(tmp_path, config | {"attention_bias": True}).message
     assert "layer_types" in refused(tmp_path, config | {"layer_types": ["x"]}).message
+
+
+MOE: dict[str, Any] = {
+    key: value
+    for key, value in LLAMA31.items()
+    if not key.endswith("_bias") and key != "rope_scaling"
+}
+MIXTRAL = MOE | {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+QWEN_MOE = MOE | {"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe"}
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value", "reason"),
+    [
+        (MIXTRAL, "num_experts_per_tok", 9, Reason.INVALID_CONFIG),
+        (MIXTRAL, "num_local_experts", 0, Reason.INVALID_CONFIG),
+        (MIXTRAL, "norm_topk_prob", False, Reason.UNSUPPORTED_MODEL),
+        (MIXTRAL, "moe_intermediate_size", 8, Reason.UNSUPPORTED_MODEL),
+        (QWEN_MOE, "decoder_sparse_step", 2, Reason.UNSUPPORTED_MODEL),
+        (QWEN_MOE, "mlp_only_layers", [0], Reason.UNSUPPORTED_MODEL),
+        (QWEN_MOE, "use_sliding_window", True, Reason.UNSUPPORTED_MODEL),
+        (QWEN_MOE, "layer_types", ["sliding_attention"] * 32, Reason.UNSUPPORTED_MODEL),
+        (QWEN_MOE, "n_shared_experts", 2, Reason.UNSUPPORTED_MODEL),
+    ],
+)
+def test_fields_of_experts_are_checked_by_name(
+    tmp_path: Path, config: dict[str, Any], field: str, value: object, reason: Reason
+) -> None:
+    assert read(tmp_path, config).moe is not None
+    error = refused(tmp_path, config | {field: value})
+    assert error.reason is reason
+    assert field in error.message
+
+
+def test_what_every_token_passes_through_can_be_adapted(tmp_path: Path) -> None:
+    def modules(config: dict[str, Any]) -> list[str]:
+        arch = read(tmp_path, config)
+        return [
+            arch.module_path(0, part.module).removeprefix("model.layers.0.")
+            for group in arch.lora_groups[2:]
+            for part in group.slices
+        ]
+
+    assert modules(MIXTRAL) == []
+    assert modules(QWEN_MOE) == [
+        "mlp.shared_expert.gate_proj",
+        "mlp.shared_expert.up_proj",
+        "mlp.shared_expert.down_proj",
+    ]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,11 +77,25 @@ def test_the_model_outlives_its_files(tmp_path: Path) -> None:
     assert torch.equal(logits(decoder, [1, 2, 3]), before)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"])
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+HALF: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "phi3": {},
+    "gemma2": {},
+    "gemma3_text": {},
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 56},
+    "qwen3_moe": EXPERTS,
+}
+
+
+@pytest.mark.parametrize("family", HALF)
 def test_half_precision_is_as_near_to_the_truth_as_transformers(
     tmp_path: Path, family: str
 ) -> None:
-    folder = make_model(family, tmp_path, seed=3, dtype="bfloat16", head_dim=16)
+    folder = make_model(family, tmp_path, seed=3, dtype="bfloat16", head_dim=16, **HALF[family])
     tokens = list(range(40, 100))
     exact = load_reference(folder, torch.float64)(torch.tensor([tokens])).logits[0].detach()
     theirs = load_reference(folder, torch.bfloat16)(torch.tensor([tokens])).logits[0].detach()
