@@ -13,7 +13,8 @@ STAMP := $(VENV)/.setup-$(shell { pwd; cat pyproject.toml requirements/dev.txt r
 CHECK_VERSION = -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "setup: Graft needs Python \
 3.11, 3.12 or 3.13, and %s is %d.%d. Remove an old $(VENV), or name another: make setup PYTHON=python3.12" % (sys.executable, *v))'
 # What `make generate` writes, checked in; `make verify` proves that it is up to date.
-GENERATED := crds docs/crds.md runtime/graft_protocol/schema charts/graft
+KSERVE := runtime/graft_runtime/server/kserve
+GENERATED := crds docs/crds.md runtime/graft_protocol/schema charts/graft $(KSERVE)/inference_pb2.py $(KSERVE)/inference_pb2.pyi
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url $(if $(UPGRADE),--upgrade)
 
@@ -73,6 +74,7 @@ generate: setup  ## rewrite the files made from the models: CRDs, schemas, chart
 	$(BIN)/python -m graft_operator.resources.crdgen
 	$(BIN)/python -m graft_protocol.schemas
 	$(BIN)/python -m charts.generate
+	$(BIN)/python -m grpc_tools.protoc -I runtime --python_out=runtime --pyi_out=runtime $(KSERVE)/inference.proto
 
 verify: generate  ## fail when a generated file is not checked in as generated
 	@git diff --exit-code -- $(GENERATED)

@@ -17,6 +17,7 @@ GraftRuntimeError
     |-- UnauthorizedError          401: no or a wrong token
     |-- ModelNotFoundError         404: absent and forbidden answer alike
     |-- AdapterUnavailableError    503: known, not usable yet
+    |-- NotSupportedError          501: known, and not done here
     |-- OverloadedError            429: the queue is full
     |-- NotReadyError              503: the base model is still on its way
     |-- DrainingError              503: the pod is going down
@@ -150,6 +151,13 @@ class AdapterUnavailableError(RequestError):
 
     code = "adapter_unavailable"
     status = 503
+
+
+class NotSupportedError(RequestError):
+    """The protocol knows this, and this server does not do it."""
+
+    code = "not_supported"
+    status = 501
 
 
 class OverloadedError(RequestError):

@@ -23,6 +23,7 @@ from graft_runtime.server.context import Frontend, exchange_of
 from graft_runtime.server.errors import as_request_error, family_of, wire_error
 from graft_runtime.server.exchange import stop
 from graft_runtime.server.internal import BearerMiddleware
+from graft_runtime.server.kserve import http as kserve
 from graft_runtime.server.limits import BODY_TIMEOUT_SECONDS, LimitsMiddleware
 from graft_runtime.server.openai import chat, completions, models
 from graft_runtime.text.model_text import ModelTextLoader
@@ -51,7 +52,7 @@ def create_app(
     app = _application(_watch_loop(metrics))
     texts = texts or ModelTextLoader(backend.tokenizer_dir)
     app.state.frontend = Frontend(backend, settings, metrics, texts)
-    for module in (completions, chat, models, tgi, tgi_info, tokens, utility, health):
+    for module in (completions, chat, models, tgi, tgi_info, tokens, utility, kserve, health):
         app.include_router(module.router)
     app.add_middleware(
         LimitsMiddleware,

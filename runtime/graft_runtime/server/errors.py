@@ -32,7 +32,7 @@ from graft_runtime.errors import (
 
 _logger = logging.getLogger(__name__)
 
-Family = Literal["openai", "tgi"]
+Family = Literal["openai", "tgi", "triton"]
 
 _OPENAI_PATHS: Final = frozenset({"/detokenize", "/tokenizer_info", "/version", "/load"})
 """Of vLLM, beside ``/v1``."""
@@ -47,6 +47,7 @@ _OPENAI_TYPES: Final = {
     415: "UnsupportedMediaTypeError",
     429: "TooManyRequestsError",
     431: "RequestHeaderFieldsTooLargeError",
+    501: "NotImplementedError",
     503: "ServiceUnavailableError",
     504: "GatewayTimeoutError",
 }
@@ -74,12 +75,16 @@ class WireError:
 
 def family_of(path: str) -> Family:
     """Return whose error form a path speaks, where its body does not decide."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return "triton"
     is_openai = path in _OPENAI_PATHS or path.startswith(("/v1/", "/internal/"))
     return "openai" if is_openai else "tgi"
 
 
 def wire_error(family: Family, error: RequestError) -> WireError:
     """Return an error in a family's form."""
+    if family == "triton":
+        return triton_error(error)
     return openai_error(error) if family == "openai" else tgi_error(error)
 
 
@@ -113,6 +118,11 @@ def tgi_error(error: RequestError) -> WireError:
         status, type = 424, "generation"
         message = f"Request failed during generation: {message}"
     return WireError(status, {"error": message, "error_type": type}, _headers(error))
+
+
+def triton_error(error: RequestError) -> WireError:
+    """Return Triton's form: a text alone."""
+    return WireError(error.status, {"error": error.message}, _headers(error))
 
 
 def _headers(error: RequestError) -> dict[str, str]:

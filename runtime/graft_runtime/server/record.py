@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from graft_runtime.errors import RequestError
 from graft_runtime.metrics import FinishedReason, Metrics
+from graft_runtime.metrics.statistics import Course
 from graft_runtime.server.backend import Target
 from graft_runtime.server.context import Exchange
 from graft_runtime.server.errors import tgi_cause
@@ -89,6 +90,12 @@ class Record:
             self._metrics.adapter_requests.leave(self._adapter, was_running=was_running)
         reason, cause = self._outcome(error)
         self._metrics.finished(reason, self._exchange.elapsed())
+        self._metrics.statistics.record(
+            self._target.served_name,
+            self._course(),
+            self._completion_tokens,
+            is_success=reason in ("stop", "length"),
+        )
         self._log(reason, cause)
 
     def _outcome(self, error: BaseException | None) -> tuple[FinishedReason, str]:
@@ -107,6 +114,16 @@ class Record:
             return "error", error.code
         self._metrics.tgi_failed("generation")
         return "error", "internal_error"
+
+    def _course(self) -> Course:
+        total = self._exchange.elapsed()
+        first = self._first_token_seconds
+        return Course(
+            queue=None,
+            prefill=None if first is None else first - self._submitted_seconds,
+            decode=None if first is None else total - first,
+            total=total,
+        )
 
     def _log(self, reason: FinishedReason, cause: str) -> None:
         _logger.info(

@@ -6,40 +6,25 @@ and ``/metrics`` shows it. Labels take values from closed sets and known names, 
 
 from __future__ import annotations
 
-import time
-from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from graft_protocol.reasons import AdapterState
+from graft_runtime.metrics.buckets import (
+    FIRST_TOKEN_BUCKETS,
+    INTER_TOKEN_BUCKETS,
+    LATENCY_BUCKETS,
+    LOAD_BUCKETS,
+)
+from graft_runtime.metrics.collectors import AdapterRequests, TgiFailure, TgiRequests
+from graft_runtime.metrics.statistics import Statistics
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-FIRST_TOKEN_BUCKETS: Final = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
-)
-"""Seconds; the buckets that dashboards for vLLM expect."""
-INTER_TOKEN_BUCKETS: Final = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
-    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
-)
-"""Seconds; vLLM's, and three finer ones for small models."""
-LATENCY_BUCKETS: Final = (
-    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
-    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
-)
-"""Seconds; vLLM's."""
-LOAD_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""Seconds; the promise is one second, five at worst."""
-
 FinishedReason = Literal["stop", "length", "abort", "error"]
 AbortReason = Literal["client_disconnect", "deadline", "shutdown", "engine"]
-TgiFailure = Literal["overloaded", "validation", "generation"]
 
 
 class EngineCounters(Protocol):
@@ -65,69 +50,6 @@ class EngineCounters(Protocol):
     def prefix_hits(self) -> int: ...  # noqa: D102
 
 
-class AdapterRequests(Collector):
-    """``vllm:lora_requests_info``: exactly one series, for the state of this moment.
-
-    A plain gauge would leave one series behind for every combination of names there ever was.
-    """
-
-    def __init__(self) -> None:
-        self.max_lora = 0
-        """How many adapters the device can hold at once."""
-        self._waiting: Tally[str] = Tally()
-        self._running: Tally[str] = Tally()
-
-    def wait(self, name: str) -> None:
-        """Count a request for an adapter that has no output yet."""
-        self._waiting[name] += 1
-
-    def run(self, name: str) -> None:
-        """Move a waiting request to the running ones."""
-        _count_down(self._waiting, name)
-        self._running[name] += 1
-
-    def leave(self, name: str, *, was_running: bool) -> None:
-        """Forget a request that has ended."""
-        _count_down(self._running if was_running else self._waiting, name)
-
-    def collect(self) -> Iterable[Metric]:
-        """Return the one series; its value is the time, by which readers find the newest."""
-        family = Metric("vllm:lora_requests_info", "Adapters with requests.", "gauge")
-        labels = {
-            "max_lora": str(self.max_lora),
-            "running_lora_adapters": ",".join(sorted(self._running)),
-            "waiting_lora_adapters": ",".join(sorted(self._waiting)),
-        }
-        family.add_sample(family.name, labels, time.time())
-        return [family]
-
-
-def _count_down(tally: Tally[str], name: str) -> None:
-    tally[name] -= 1
-    if tally[name] <= 0:
-        del tally[name]
-
-
-class TgiRequests(Collector):
-    """TGI's request counters, whose names lack the suffix that the client library would add."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.success = 0
-        self.failures: Tally[TgiFailure] = Tally()
-
-    def collect(self) -> Iterable[Metric]:
-        """Return the counters as untyped families."""
-        count = Metric("tgi_request_count", "Generation requests.", "unknown")
-        count.add_sample(count.name, {}, self.count)
-        success = Metric("tgi_request_success", "Requests that ended well.", "unknown")
-        success.add_sample(success.name, {}, self.success)
-        failure = Metric("tgi_request_failure", "Requests that failed, by cause.", "unknown")
-        for cause in ("overloaded", "validation", "generation"):
-            failure.add_sample(failure.name, {"err": cause}, self.failures[cause])
-        return [count, success, failure]
-
-
 class Metrics:
     """All metrics of one server process."""
 
@@ -140,6 +62,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.adapter_requests = AdapterRequests()
         self.tgi = TgiRequests()
+        self.statistics = Statistics()
         self.registry.register(self.adapter_requests)
         self.registry.register(self.tgi)
         self._model = {"model_name": model_name, "engine": "0"}

@@ -1,0 +1,44 @@
+"""Sampling parameters as Triton's vLLM backend takes them: vLLM's own, and an adapter's name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from graft_runtime.ipc.messages import Sampling
+from graft_runtime.server.fields import ModelName, NumTop, PositiveInt, Unsupported
+from graft_runtime.server.openai.sampling import UNSUPPORTED, SamplingFields
+from graft_runtime.text.tokenizer import Tokenizer
+
+DEFAULT_MAX_TOKENS: Final = 16
+
+KNOWN_UNSUPPORTED: Final[Unsupported] = {
+    **UNSUPPORTED,
+    "model": (),
+    "stream": (False, True),  # what counts is the tensor of that name
+    "stream_options": (),
+    "guided_decoding": (),
+}
+
+
+class TritonFields(SamplingFields):
+    """What this surface honours."""
+
+    max_tokens: PositiveInt = DEFAULT_MAX_TOKENS
+    logprobs: NumTop | None = None
+    lora_name: ModelName | None = None
+
+    def told(self, tokenizer: Tokenizer, *, max_tokens: int, needs_logprobs: bool) -> Sampling:
+        """Return what the engine is told.
+
+        Args:
+            tokenizer: The base model's.
+            max_tokens: Longest output.
+            needs_logprobs: Whether an output tensor is made of them.
+        """
+        num_top = 0 if self.logprobs is None and needs_logprobs else self.logprobs
+        return self.sampling(tokenizer, max_tokens=max_tokens, top_logprobs=num_top)
+
+
+FIELD_NAMES: Final = frozenset(TritonFields.model_fields) - KNOWN_UNSUPPORTED.keys()
+TEXT_FIELDS: Final = frozenset({"stop", "bad_words", "lora_name"})
+"""Fields whose strings are meant as such."""
