@@ -4,6 +4,8 @@
 
 Each case decodes n sequences that already hold 128 tokens. Rates are of the median step; the best
 step stands beside it, for machines that do other work at the same time.
+
+Shape legend: P pages, R = PAGE_RANK, o features out of one slice.
 """
 
 import argparse
@@ -71,7 +73,8 @@ def make_adapters(pool: LoraPool) -> None:
     """Fill one page per adapter with rank-16 updates of all layers but the output projection."""
     for slab in pool.slabs.values():
         slab.a_PGRI.normal_(0.0, 0.02)
-        slab.b_PRO.normal_(0.0, 0.02)
+        for b_PRo in slab.b_PRo:
+            b_PRo.normal_(0.0, 0.02)
     touched = frozenset(key for key in pool.slabs if key[1] != "lm_head")
     for page in range(pool.num_pages):
         pool.bind(page + 1, ResidentAdapter((page,), 16, touched))

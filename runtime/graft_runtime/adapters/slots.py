@@ -2,6 +2,8 @@
 
 Knows nothing of names, requests or downloads. The engine's residency drives it between steps, and
 releases a slot only when no launched step names it.
+
+Shape legend: P pages, G slices of a group, R = PAGE_RANK, I/O features in/out.
 """
 
 from __future__ import annotations
@@ -186,8 +188,11 @@ class SlotLoad:
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield flat device pages, each with what goes there; None is zeros."""
         for slab in self._pool.lora.slabs.values():
-            tensors = self._file.read(slab.key)
-            for target, source in zip((slab.a_PGRI, slab.b_PRO), tensors, strict=True):
+            a_PGRI, b_PRO = self._file.read(slab.key)
+            targets = [(slab.a_PGRI, a_PGRI)]
+            for part, (start, width) in zip(slab.b_PRo, slab.columns, strict=True):
+                targets.append((part, None if b_PRO is None else b_PRO.narrow(2, start, width)))
+            for target, source in targets:
                 for index, page in enumerate(self._pages):
                     flat = None if source is None else source[index].flatten()
                     yield target[page].flatten(), flat

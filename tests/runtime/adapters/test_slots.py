@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from graft_protocol.reasons import Reason
 from graft_runtime.adapters.slots import SlotError, SlotLoad, SlotPool
 from graft_runtime.errors import ReasonedError
-from graft_runtime.layers.lora.base import LoraPool, lora_bytes_per_page
+from graft_runtime.layers.lora.base import LoraPool, LoraSlab, lora_bytes_per_page
 from graft_runtime.layers.lora.layout import (
     SlotHeader,
     all_groups,
@@ -107,9 +107,13 @@ def load(slots: SlotPool, path: Path, max_bytes: int = 1 << 20) -> int:
     return under_way.slot
 
 
+def parts_of(slab: LoraSlab) -> tuple[torch.Tensor, ...]:
+    return (slab.a_PGRI, *slab.b_PRo)
+
+
 def weights_of(lora: LoraPool, slot: int) -> list[torch.Tensor]:
     pages = list(lora.adapter(slot).pages)
-    return [part[pages] for slab in lora.slabs.values() for part in (slab.a_PGRI, slab.b_PRO)]
+    return [part[pages] for slab in lora.slabs.values() for part in parts_of(slab)]
 
 
 class SlotMachine(RuleBasedStateMachine):
@@ -198,8 +202,8 @@ def used() -> Iterator[SlotPool]:
     """A pool whose every page has held something else."""
     slots = pool()
     for slab in slots.lora.slabs.values():
-        slab.a_PGRI.fill_(7.0)
-        slab.b_PRO.fill_(7.0)
+        for part in parts_of(slab):
+            part.fill_(7.0)
     yield slots
     slots.check_integrity()
 
@@ -220,7 +224,7 @@ def test_groups_the_file_lacks_become_zeros(used: SlotPool, tmp_path: Path) -> N
     assert adapter.touched == {(0, "qkv"), (1, "qkv")}
     for key, slab in used.lora.slabs.items():
         pages = list(adapter.pages)
-        has_weights = bool(slab.a_PGRI[pages].any()) or bool(slab.b_PRO[pages].any())
+        has_weights = any(bool(part[pages].any()) for part in parts_of(slab))
         assert has_weights == (key in adapter.touched)
 
 
@@ -334,8 +338,9 @@ def test_a_non_finite_weight_stops_the_load_and_gives_the_pages_back(tmp_path: P
 
 def test_slabs_keep_their_address(files: dict[int, Path]) -> None:
     slots = pool()
-    before = [slab.b_PRO.data_ptr() for slab in slots.lora.slabs.values()]
+    slabs = slots.lora.slabs.values()
+    before = [part.data_ptr() for slab in slabs for part in parts_of(slab)]
     rng = random.Random(0)
     for _ in range(5):
         slots.release(load(slots, files[rng.choice(RANKS)]))
-    assert [slab.b_PRO.data_ptr() for slab in slots.lora.slabs.values()] == before
+    assert [part.data_ptr() for slab in slabs for part in parts_of(slab)] == before

@@ -13,6 +13,8 @@ from graft_runtime.layers.lora.base import LoraPool, LoraSlab, ResidentAdapter
 from graft_runtime.layers.lora.cpu import LoraRows, group_rows
 from graft_runtime.layers.lora.layout import LoraGroup, LoraSlice, pages_for
 
+# Shape legend: P pages, R = PAGE_RANK, o features out of one slice.
+
 CPU = torch.device("cpu")
 QKV = LoraGroup("qkv", 12, (LoraSlice("q", 10), LoraSlice("k", 4), LoraSlice("v", 4)))
 KEY = (0, "qkv")
@@ -32,7 +34,8 @@ def pool_of(pages_of: Mapping[int, tuple[int, ...]], num_pages: int = 24) -> Lor
     generator = torch.Generator().manual_seed(1)
     for slab in pool.slabs.values():
         slab.a_PGRI.normal_(generator=generator)
-        slab.b_PRO.normal_(generator=generator)
+        for b_PRo in slab.b_PRo:
+            b_PRo.normal_(generator=generator)
     for slot, pages in pages_of.items():
         pool.bind(slot, ResidentAdapter(pages, 16 * len(pages), frozenset(pool.slabs)))
     return pool
@@ -49,7 +52,7 @@ def plain(pool: LoraPool, slab: LoraSlab, slots: list[int], x: Tensor, out: Tens
             for index, (start, part) in enumerate(starts):
                 columns = slice(start, start + part.out_features)
                 h = slab.a_PGRI[page, index].double() @ x[row].double()
-                result[row, columns] += h @ slab.b_PRO[page][:, columns].double()
+                result[row, columns] += h @ slab.b_PRo[index][page].double()
     return result
 
 
@@ -86,29 +89,48 @@ def test_pages_far_apart_and_close_together_give_the_same() -> None:
 def test_an_adapter_is_left_out_of_groups_it_does_not_touch() -> None:
     pool = pool_of({1: (0,), 2: (1,)})
     pool.bind(1, ResidentAdapter((0,), 16, frozenset({(None, "lm_head")})))
-    pool.slabs[KEY].b_PRO[0].zero_()  # as the slot pool leaves it
+    for b_PRo in pool.slabs[KEY].b_PRo:
+        b_PRo[0].zero_()  # as the slot pool leaves it
     check(pool, [1, 2, 1, 0])
     out = torch.ones(3, 18)
     group_rows(pool, [1, 1, 1], CPU).add(pool.slabs[KEY], torch.ones(3, 12), out)
     assert torch.equal(out, torch.ones(3, 18))
 
 
-def test_broken_weights_of_one_adapter_stay_out_of_base_rows_and_larger_parts() -> None:
+@pytest.mark.parametrize("fill", ["nan", "inf"])
+def test_broken_weights_of_one_adapter_stay_in_its_own_rows(fill: str) -> None:
     pool = pool_of({1: (0,), 2: (1,)})
-    pool.slabs[KEY].a_PGRI[0].fill_(float("nan"))
-    slots = [1] * 2 + [0] * 3 + [2] * 20
-    out = torch.zeros(25, 18)
-    group_rows(pool, slots, CPU).add(pool.slabs[KEY], torch.ones(25, 12), out)
-    assert out[:2].isnan().all()
-    assert not out[2:].isnan().any()
+    pool.slabs[KEY].a_PGRI[0].fill_(float(fill))
+    for slots in ([1, 1, 0, 0, 0, *[2] * 20], [1, 1, 0, 2, 2, 2], [2, 1, 2, 1], [1, 1, 2, 2]):
+        out = torch.zeros(len(slots), 18)
+        group_rows(pool, slots, CPU).add(pool.slabs[KEY], torch.ones(len(slots), 12), out)
+        mine = torch.tensor(slots) == 1
+        assert not out[mine].isfinite().any()
+        assert out[~mine].isfinite().all()
 
 
-def test_a_shared_part_is_masked_before_it_is_multiplied() -> None:
-    pool = pool_of({1: (0,), 2: (1,)})
-    pool.slabs[KEY].a_PGRI[0].fill_(float("inf"))
-    out = torch.zeros(2, 18)
-    group_rows(pool, [1, 2], CPU).add(pool.slabs[KEY], torch.ones(2, 12), out)
-    assert not out[1].isnan().any()
+def test_a_broken_row_stays_alone() -> None:
+    pool = pool_of(PAGES)
+    x, out = torch.ones(6, 12), torch.zeros(6, 18)
+    x[0] = float("nan")  # also what empty places take
+    group_rows(pool, [1, 4, 4, 5, 4, 2], CPU).add(pool.slabs[KEY], x, out)
+    assert out[0].isnan().all()
+    assert out[1:].isfinite().all()
+
+
+def test_few_and_many_rows_are_not_padded_to_one_another() -> None:
+    pool = pool_of({slot: (slot - 1,) for slot in range(1, 21)})
+    slots = [1] * 15 + [2] * 5 + list(range(3, 20))
+    parts = group_rows(pool, slots, CPU).parts
+    assert sorted(part.num_adapters for part in parts) == [2, 17]
+    check(pool, slots)
+
+
+def test_rows_in_the_order_of_their_pages_are_read_in_place() -> None:
+    (part,) = group_rows(pool_of(PAGES), [0, 1, 1, 1, 2, 2, 0, 0], CPU).parts[:1]
+    assert isinstance(part.rows, slice)
+    (part,) = group_rows(pool_of({1: (3,), 2: (4,)}), [0, 1, 1, 2, 2], CPU).parts
+    assert (part.rows, part.pages) == (slice(1, 5), slice(3, 5))
 
 
 def test_no_adapted_row_is_no_work() -> None:

@@ -29,6 +29,8 @@ ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+# Shape legend: P pages, R = PAGE_RANK, o features out of one slice.
+
 Weights = dict[str, Tensor]
 
 
@@ -148,13 +150,15 @@ def test_ignored_biases_are_refused_as_unused(model_dir: Path, tmp_path: Path) -
 def double_b(ours: Loaded, slot: int) -> None:
     for slab in ours.slots.lora.slabs.values():
         for page in ours.slots.lora.adapter(slot).pages:
-            slab.b_PRO[page].mul_(2.0)
+            for b_PRo in slab.b_PRo:
+                b_PRo[page].mul_(2.0)
 
 
 def forget_last_page(ours: Loaded, slot: int) -> None:
     last = ours.slots.lora.adapter(slot).pages[-1]
     for slab in ours.slots.lora.slabs.values():
-        slab.b_PRO[last].zero_()
+        for b_PRo in slab.b_PRo:
+            b_PRo[last].zero_()
 
 
 def exchange_slices(ours: Loaded, slot: int) -> None:

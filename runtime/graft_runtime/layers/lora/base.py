@@ -2,8 +2,8 @@
 
 Knows no file and no request; `adapters/slots.py` fills it, the step kernels beside this file read.
 
-Shape legend: P pages, G slices of a group, R = PAGE_RANK, C = P * G * R, I/O features in/out,
-o those of one slice.
+Shape legend: P pages, G slices of a group, R = PAGE_RANK, I features in, o features out of one
+slice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class LoraSlab:
     key: GroupKey
     group: LoraGroup
     a_PGRI: Tensor
-    b_PRO: Tensor
+    b_PRo: tuple[Tensor, ...]
+    """Transposed B of each slice, apart: a product reads whole lines of memory."""
 
     @cached_property
     def widths(self) -> list[int]:
@@ -35,14 +36,9 @@ class LoraSlab:
         return [part.out_features for part in self.group.slices]
 
     @cached_property
-    def a_matrix(self) -> Tensor:
-        """All rows of A below one another, in place: ``[C, I]``."""
-        return self.a_PGRI.flatten(0, 2)
-
-    @cached_property
-    def b_slices(self) -> list[Tensor]:
-        """Transposed B of each slice, all pages below one another, in place: ``[P * R, o]``."""
-        return list(torch.split(self.b_PRO.flatten(0, 1), self.widths, dim=1))
+    def columns(self) -> list[tuple[int, int]]:
+        """Where each slice of the output begins, and its width."""
+        return list(zip(self.group.slice_starts, self.widths, strict=True))
 
 
 @dataclass(frozen=True)
@@ -66,9 +62,12 @@ class LoraPool:
         self.slabs: dict[GroupKey, LoraSlab] = {}
         for layer, group in all_groups(model):
             a_PGRI = torch.zeros(group.a_shape(num_pages), dtype=dtype, device=device)
-            b_PRO = torch.zeros(group.b_shape(num_pages), dtype=dtype, device=device)
+            b_PRo = tuple(
+                torch.zeros((num_pages, PAGE_RANK, part.out_features), dtype=dtype, device=device)
+                for part in group.slices
+            )
             key = (layer, group.name)
-            self.slabs[key] = LoraSlab(key, group, a_PGRI, b_PRO)
+            self.slabs[key] = LoraSlab(key, group, a_PGRI, b_PRo)
         self._resident: dict[int, ResidentAdapter] = {}
 
     def bind(self, slot: int, adapter: ResidentAdapter) -> None:

@@ -1,17 +1,20 @@
 """Adds adapters to the outputs of base layers, in plain torch; the reference for every kernel.
 
-Adapters with many rows in a step are done one by one. The others share one product with all their
-pages, in which each row keeps only its own adapter's part. Rows without an adapter are never read
-or written, so nothing of an adapter can reach them.
+A step's rows are sorted into parts. An adapter with many rows is a part of its own. The others are
+multiplied together, as one batched product with an adapter per matrix: each weight is read once and
+no row meets weights that are not its own. Rows without an adapter are never read or written, so
+nothing of an adapter can reach them.
 
-Shape legend: T tokens (or rows of logits), S rows of logits, n rows with an adapter, P pages,
-G slices of a group, R = PAGE_RANK, C = P * R, I/O features in/out, o features out of one slice.
+Shape legend: T tokens (or rows of logits), S rows of logits, n rows with an adapter, K adapters of
+a part, M places for rows per adapter, P pages, p pages per adapter, G slices of a group,
+R = PAGE_RANK, C = p * G * R, I/O features in/out, o features out of one slice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -21,24 +24,39 @@ from graft_runtime.layers.lora.base import GroupKey, LoraPool, LoraSlab
 from graft_runtime.layers.lora.layout import PAGE_RANK
 
 MIN_OWN_ROWS = 16
-"""From this many rows on an adapter is multiplied alone: shared products waste rows x pages."""
+"""From this many rows on an adapter is multiplied alone: nothing is gained by company."""
+
+MAX_PADDING = 4
+"""Adapters are multiplied together if the fewest rows of one and the most are within this ratio."""
 
 MAX_WINDOW_WASTE = 2
 """A window of neighbouring pages is read in place if at most this many times too large."""
 
-Rows = slice | Tensor
+Numbers = slice | Tensor
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """Rows that have to be brought into their places and back."""
+
+    rows_n: Tensor
+    """Which of the T rows."""
+    places_n: Tensor | None
+    """Where among the K * M places each stands; None if they fill all, in order."""
+    takes_KM: Tensor
+    """For each place the row it takes; empty places take any."""
 
 
 @dataclass(frozen=True)
 class LoraPart:
-    """Rows that are multiplied with the same pages."""
+    """Adapters that are multiplied together, each with its rows in ``M`` places."""
 
-    rows: Rows
-    """Which of the T rows."""
-    pages: Rows
-    """Which of the slab's pages: a slice is read in place, a tensor gathers."""
-    foreign_Pn: Tensor | None
-    """True where a page is not the row's own; None when all pages are every row's."""
+    rows: slice | Scattered
+    """Which of the T rows; those of a slice fill all places, in order."""
+    pages: Numbers
+    """The adapters' pages: a slice is read in place, a tensor gathers."""
+    num_adapters: int
+    """K, with the pages of others in between, whose places stay empty."""
     touched: frozenset[GroupKey]
 
 
@@ -78,42 +96,82 @@ def prepare_lora(pool: LoraPool, batch: ForwardBatch) -> LoraBatch | None:
     return LoraBatch(group_rows(pool, slots_T, device), group_rows(pool, slots_S, device))
 
 
+@dataclass(frozen=True)
+class _Member:
+    """One adapter of a step."""
+
+    pages: tuple[int, ...]
+    rows: list[int]
+    touched: frozenset[GroupKey]
+
+
 def group_rows(pool: LoraPool, slots: Sequence[int], device: torch.device) -> LoraRows:
     """Split rows into parts, given the slot of each; 0 is no adapter."""
     rows_of: dict[int, list[int]] = {}
     for row, slot in enumerate(slots):
         if slot:
             rows_of.setdefault(slot, []).append(row)
-    alone = [
-        slot for slot, rows in rows_of.items() if len(rows) >= MIN_OWN_ROWS or len(rows_of) == 1
+    members = [
+        _Member(adapter.pages, rows, adapter.touched)
+        for adapter, rows in ((pool.adapter(slot), rows) for slot, rows in rows_of.items())
     ]
-    parts = [_own_part(pool, slot, rows_of.pop(slot), device) for slot in alone]
-    if len(rows_of) == 1:
-        parts += [_own_part(pool, slot, rows, device) for slot, rows in rows_of.items()]
-    elif rows_of:
-        parts.append(_shared_part(pool, rows_of, device))
-    return LoraRows(tuple(parts))
+    return LoraRows(tuple(_part(together, device) for together in _companies(members)))
 
 
-def _own_part(pool: LoraPool, slot: int, rows: list[int], device: torch.device) -> LoraPart:
-    adapter = pool.adapter(slot)
-    pages = list(adapter.pages)
-    return LoraPart(_index(rows, device), _index(pages, device), None, adapter.touched)
+def _companies(members: list[_Member]) -> Iterator[list[_Member]]:
+    """Divide adapters into companies of as many pages and about as many rows each."""
+    few = [member for member in members if len(member.rows) < MIN_OWN_ROWS]
+    yield from ([member] for member in members if len(member.rows) >= MIN_OWN_ROWS)
+    few.sort(key=lambda member: (len(member.pages), len(member.rows)))
+    for _, alike in groupby(few, key=lambda member: len(member.pages)):
+        company: list[_Member] = []
+        for member in alike:
+            if company and len(member.rows) > MAX_PADDING * len(company[0].rows):
+                yield company
+                company = []
+            company.append(member)
+        yield company
 
 
-def _shared_part(pool: LoraPool, rows_of: dict[int, list[int]], device: torch.device) -> LoraPart:
-    owner = {page: slot for slot in rows_of for page in pool.adapter(slot).pages}
-    window = range(min(owner), max(owner) + 1)
-    pages = sorted(owner) if len(window) > MAX_WINDOW_WASTE * len(owner) else list(window)
-    owner_of_row = sorted((row, slot) for slot, rows in rows_of.items() for row in rows)
-    rows = [row for row, _ in owner_of_row]
-    slot_n = torch.tensor([slot for _, slot in owner_of_row], device=device)
-    slot_P1 = torch.tensor([owner.get(page, 0) for page in pages], device=device)[:, None]
-    touched = frozenset[GroupKey]().union(*(pool.adapter(slot).touched for slot in rows_of))
-    return LoraPart(_index(rows, device), _index(pages, device), slot_P1 != slot_n, touched)
+def _part(members: list[_Member], device: torch.device) -> LoraPart:
+    members.sort(key=lambda member: member.pages)
+    order = _with_neighbours(members)
+    rows = [row for member in members for row in member.rows]
+    depth = max(len(member.rows) for member in members)
+    pages = _index([page for member in order for page in member.pages], device)
+    touched = frozenset[GroupKey]().union(*(member.touched for member in members))
+    found = _index(rows, device)
+    if isinstance(found, slice) and len(rows) == depth * len(order):
+        return LoraPart(found, pages, len(order), touched)
+    takes = [row for member in order for row in _padded(member.rows, depth, rows[0])]
+    places = [
+        index * depth + place
+        for index, member in enumerate(order)
+        for place in range(len(member.rows))
+    ]
+    scattered = Scattered(
+        torch.tensor(rows, device=device),
+        None if len(places) == len(takes) else torch.tensor(places, device=device),
+        torch.tensor(takes, device=device),
+    )
+    return LoraPart(scattered, pages, len(order), touched)
 
 
-def _index(numbers: list[int], device: torch.device) -> Rows:
+def _padded(rows: list[int], depth: int, filler: int) -> list[int]:
+    return rows + [filler] * (depth - len(rows))
+
+
+def _with_neighbours(members: list[_Member]) -> list[_Member]:
+    """Add the pages in between, with no rows, where that is cheaper than gathering."""
+    first, last = members[0].pages, members[-1].pages
+    window = range(first[0], last[0] + 1)
+    if len(first) > 1 or len(window) > MAX_WINDOW_WASTE * len(members):
+        return members
+    of_page = {member.pages: member for member in members}
+    return [of_page.get((page,), _Member((page,), [], frozenset())) for page in window]
+
+
+def _index(numbers: list[int], device: torch.device) -> Numbers:
     """Return a slice for numbers that ascend without gaps, else a tensor."""
     first = numbers[0]
     if numbers == list(range(first, first + len(numbers))):
@@ -122,35 +180,34 @@ def _index(numbers: list[int], device: torch.device) -> Rows:
 
 
 def _add_part(slab: LoraSlab, part: LoraPart, x_TI: Tensor, out_TO: Tensor) -> None:
-    x_nI = x_TI[part.rows]
-    h_PGRn = _shrink(slab, part.pages, x_nI)
-    if part.foreign_Pn is not None:
-        h_PGRn.masked_fill_(part.foreign_Pn[:, None, None], 0.0)
-    for index, out_To in enumerate(torch.split(out_TO, slab.widths, dim=1)):
-        # A transposed left factor would cost twice the time.
-        h_nC = h_PGRn[:, index].flatten(0, 1).T.contiguous()
-        b_Co = _pages_of_b(slab, index, part.pages)
-        if isinstance(part.rows, slice):
-            out_To[part.rows].addmm_(h_nC, b_Co)
-        else:
-            out_To.index_add_(0, part.rows, h_nC @ b_Co)
+    count, rows = part.num_adapters, part.rows
+    if isinstance(rows, slice):
+        h_KMpGR = _shrink(slab, part, x_TI[rows])
+        out_KMO = out_TO[rows].view(count, -1, out_TO.shape[1])
+        for index, (start, width) in enumerate(slab.columns):
+            h_KMp, b_Kpo = _factors(slab, part, h_KMpGR, index)
+            out_KMO.narrow(2, start, width).baddbmm_(h_KMp, b_Kpo)
+        return
+    h_KMpGR = _shrink(slab, part, x_TI.index_select(0, rows.takes_KM))
+    y_PO = out_TO.new_empty((rows.takes_KM.shape[0], out_TO.shape[1]))
+    y_KMO = y_PO.view(count, -1, out_TO.shape[1])
+    for index, (start, width) in enumerate(slab.columns):
+        h_KMp, b_Kpo = _factors(slab, part, h_KMpGR, index)
+        torch.bmm(h_KMp, b_Kpo, out=y_KMO.narrow(2, start, width))
+    y_nO = y_PO if rows.places_n is None else y_PO.index_select(0, rows.places_n)
+    out_TO.index_add_(0, rows.rows_n, y_nO)
 
 
-def _shrink(slab: LoraSlab, pages: Rows, x_nI: Tensor) -> Tensor:
-    """Multiply rows with the pages of A."""
-    per_page = slab.a_PGRI.shape[1] * PAGE_RANK
-    if isinstance(pages, slice):
-        a_CI = slab.a_matrix[pages.start * per_page : pages.stop * per_page]
-    else:
-        a_CI = slab.a_PGRI[pages].flatten(0, 2)
-    # The right factor is rearranged on every call, so the smaller one goes there.
-    is_wide = x_nI.shape[0] > a_CI.shape[0]
-    h_Cn = (x_nI @ a_CI.T).T if is_wide else a_CI @ x_nI.T
-    return h_Cn.view(-1, slab.a_PGRI.shape[1], PAGE_RANK, x_nI.shape[0])
+def _shrink(slab: LoraSlab, part: LoraPart, x_nI: Tensor) -> Tensor:
+    """Multiply each place with its adapter's A; ``[K, M, p, G, R]``."""
+    a_PGRI = slab.a_PGRI[part.pages]
+    x_KMI = x_nI.view(part.num_adapters, -1, x_nI.shape[1])
+    a_KCI = a_PGRI.view(part.num_adapters, -1, a_PGRI.shape[3])
+    h_KMC = torch.bmm(x_KMI, a_KCI.transpose(1, 2))
+    return h_KMC.view(*h_KMC.shape[:2], -1, a_PGRI.shape[1], PAGE_RANK)
 
 
-def _pages_of_b(slab: LoraSlab, index: int, pages: Rows) -> Tensor:
-    b_Co = slab.b_slices[index]
-    if isinstance(pages, slice):
-        return b_Co[pages.start * PAGE_RANK : pages.stop * PAGE_RANK]
-    return b_Co.view(-1, PAGE_RANK, b_Co.shape[1])[pages].flatten(0, 1)
+def _factors(slab: LoraSlab, part: LoraPart, h_KMpGR: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """Return both factors of one slice's product."""
+    b_PRo = slab.b_PRo[index][part.pages]
+    return h_KMpGR[:, :, :, index].flatten(2), b_PRo.view(part.num_adapters, -1, b_PRo.shape[2])
