@@ -28,7 +28,7 @@ class ModelSettings(Message):
 
     served_name: str
     uri: str
-    """``s3://bucket/prefix`` or ``file:///folder`` with a Hugging Face style checkpoint."""
+    """A folder with a Hugging Face style checkpoint, in any form of `graft_runtime.sources.uri`."""
     digest: str | None = None
     credential: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -77,7 +77,9 @@ class AdapterSettings(Message):
     hold_timeout_seconds: Seconds = 30.0
     """How long a request waits for its adapter to become resident."""
     allowed_endpoints: tuple[str, ...] = ()
-    """Custom object store endpoints that credentials may name."""
+    """Endpoints that credentials and ``https`` URIs may name."""
+    allowed_uris: tuple[str, ...] = ()
+    """Prefixes of adapters' URIs; none admits all."""
 
 
 class CacheSettings(Message):

@@ -52,6 +52,11 @@ class PodPaths:
         return self.root / "etc/graft/internal/token"
 
     @property
+    def claims_dir(self) -> Path:
+        """The volume claims that sources may lie on, each under its own name."""
+        return self.root / "var/lib/graft/claims"
+
+    @property
     def cache_dir(self) -> Path:
         """The disk cache of models and adapters."""
         return self.root / "var/cache/graft"

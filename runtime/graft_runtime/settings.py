@@ -39,3 +39,5 @@ class LoaderChildSettings(ChildSettings):
     cache_max_bytes: int
     load_concurrency: int
     allowed_endpoints: tuple[str, ...]
+    allowed_uris: tuple[str, ...]
+    claims_dir: Path

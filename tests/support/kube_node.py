@@ -47,7 +47,8 @@ class NodePod:
             stored = store.find(PLURALS[key.kind], key.name, key.namespace)
             return stored and {**stored, "kind": key.kind}
 
-        mount_all(self.template, self.place.namespace, self.root, lookup, self.ports)
+        claims = self.root.parent
+        mount_all(self.template, self.place.namespace, self.root, lookup, self.ports, claims)
 
     async def start(self) -> None:
         runtime = self.runtime = FakeRuntime(PodPaths(self.root), self.place.name)

@@ -108,6 +108,8 @@ def _told(folder: Path, settings: dict[str, Any]) -> LoaderChildSettings:
         "cache_max_bytes": 100_000_000,
         "load_concurrency": 2,
         "allowed_endpoints": (),
+        "allowed_uris": (),
+        "claims_dir": folder / "claims",
     }
     return LoaderChildSettings(**(defaults | settings))
 

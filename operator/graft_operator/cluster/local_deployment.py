@@ -86,7 +86,9 @@ class PodHost:
         cache = PodPaths(root).cache_dir
         cache.parent.mkdir(parents=True)
         cache.symlink_to(self.cache_dir)
-        return PodSpec(name, namespace, template, root, folder / "log", self._ports_of(folder.name))
+        ports = self._ports_of(folder.name)
+        claims = self._state_dir / "claims" / namespace
+        return PodSpec(name, namespace, template, root, folder / "log", ports, claims)
 
     def _short_root(self, name: str) -> Path:
         if self._short_dir is None:

@@ -44,6 +44,8 @@ class PodSpec:
     root: Path
     log: Path
     ports: Ports
+    claims_dir: Path
+    """Holds a folder for each volume claim of the pod's namespace."""
 
 
 class LocalPod:
@@ -93,11 +95,16 @@ class LocalPod:
 
     def refresh_volumes(self) -> None:
         """Bring the mounted files up to date with the stored objects."""
-        spec = self.spec
         try:
-            mount_all(spec.template, spec.namespace, spec.root, self._lookup, spec.ports)
+            self._mount()
         except (NotFoundError, OSError) as error:
             self._changed(trouble=f"volumes: {error}")
+
+    def _mount(self) -> None:
+        spec = self.spec
+        mount_all(
+            spec.template, spec.namespace, spec.root, self._lookup, spec.ports, spec.claims_dir
+        )
 
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
@@ -119,7 +126,7 @@ class LocalPod:
 
     async def _run_once(self) -> None:
         spec = self.spec
-        mount_all(spec.template, spec.namespace, spec.root, self._lookup, spec.ports)
+        self._mount()
         process = await spawn(self._command(), self._environment(), spec.log)
         self._process = process
         probe = asyncio.create_task(self._probe(), name=f"probe {spec.name}")

@@ -33,7 +33,12 @@ def references(template: Mapping[str, Any], namespace: str) -> frozenset[ObjectK
 
 
 def mount_all(
-    template: Mapping[str, Any], namespace: str, root: Path, lookup: Lookup, ports: Ports
+    template: Mapping[str, Any],
+    namespace: str,
+    root: Path,
+    lookup: Lookup,
+    ports: Ports,
+    claims_dir: Path,
 ) -> None:
     """Bring every mounted volume of a pod up to date.
 
@@ -45,6 +50,9 @@ def mount_all(
     for mount in template["spec"]["containers"][0]["volumeMounts"]:
         volume = volumes[mount["name"]]
         folder = root / mount["mountPath"].lstrip("/")
+        if "persistentVolumeClaim" in volume:
+            _link_claim(folder, claims_dir / volume["persistentVolumeClaim"]["claimName"])
+            continue
         keys = _sources(volume, namespace)
         if not keys:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +68,14 @@ def mount_all(
         is_secret = any(key.kind == "Secret" for key in keys)
         _localise(root, folder, files, ports)
         project(folder, files, mode=SECRET_MODE if is_secret else 0o644)
+
+
+def _link_claim(folder: Path, claim: Path) -> None:
+    """Show a claim, which locally is a folder of the user's, where the pod expects its mount."""
+    claim.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.is_symlink():
+        folder.symlink_to(claim, target_is_directory=True)
 
 
 def _sources(volume: Mapping[str, Any], namespace: str) -> list[ObjectKey]:

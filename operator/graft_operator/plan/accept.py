@@ -13,6 +13,7 @@ from graft_operator.constants import RESERVED_NAMES
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.reasons import Reason
+from graft_protocol.source_rules import claim_of, is_uri_allowed
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,29 @@ def _refused(
             "servedName and aliases are for adapters in the service's namespace; this one is "
             f"served as {adapter.qualified_name}",
         )
+    misplaced = _check_place(service, adapter.spec.source.uri)
+    if misplaced is not None:
+        return misplaced
     ref = adapter.spec.source.credentials_secret_ref
     if ref is None:
         return None
     return _check_secret(service, adapter.metadata.namespace, ref.name, context)
+
+
+def _check_place(service: InferenceService, uri: str) -> Verdict | None:
+    """Refuse a place that the service's owner did not open, before any pod is asked to read it."""
+    if not is_uri_allowed(uri, service.spec.adapters.allowed_uris):
+        return Verdict(
+            Reason.SOURCE_FORBIDDEN,
+            f"{uri} is not under one of spec.adapters.allowedUris of the InferenceService",
+        )
+    claim = claim_of(uri)
+    if claim is not None and claim not in service.claims:
+        return Verdict(
+            Reason.SOURCE_FORBIDDEN,
+            f"{uri}: the claim {claim!r} is not in spec.adapters.claims of the InferenceService",
+        )
+    return None
 
 
 def _check_secret(

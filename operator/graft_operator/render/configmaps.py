@@ -27,8 +27,10 @@ CONTENT_CONFIG = "runtime-config"
 CONTENT_SHARD = "adapters"
 HASH_LENGTH = 10
 
-_PLAN_ONLY = {"allowed_namespaces"}
+_PLAN_ONLY = {"allowed_namespaces", "claims"}
 """Fields of `spec.adapters` that the runtime never hears of."""
+_WHEN_SET = ("allowed_uris",)
+"""Left out while empty, so that services from before keep the configuration they have."""
 
 
 def runtime_config(service: InferenceService) -> RuntimeConfig:
@@ -40,6 +42,9 @@ def runtime_config(service: InferenceService) -> RuntimeConfig:
         model["credential"] = credential_key(metadata.namespace, ref.name)
     model["served_name"] = service.served_name
     adapters = spec.adapters.model_dump(exclude_none=True, exclude=_PLAN_ONLY)
+    for name in _WHEN_SET:
+        if not adapters[name]:
+            del adapters[name]
     return RuntimeConfig(
         service=ServiceIdentity(namespace=metadata.namespace, name=metadata.name),
         model=ModelSettings.model_validate(model),

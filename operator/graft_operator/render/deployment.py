@@ -84,7 +84,7 @@ def _pod_spec(service: InferenceService, image: str) -> Json:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_container(service, image)],
-        "volumes": _volumes(service),
+        "volumes": [*_volumes(service), *_claim_volumes(service)],
     }
 
 
@@ -113,7 +113,7 @@ def _container(service: InferenceService, image: str) -> Json:
         "livenessProbe": _probe("/livez", period=10, failures=3),
         # The signal to stop follows the hook; the pod has left its Service by then.
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LINGER_SECONDS)]}}},
-        "volumeMounts": _mounts(),
+        "volumeMounts": [*_mounts(), *_claim_mounts(service)],
     }
 
 
@@ -140,6 +140,25 @@ def _mounts() -> list[Json]:
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - a volume of the pod's own
     ]
+
+
+def _claim_mounts(service: InferenceService) -> list[Json]:
+    return [
+        {"name": name, "mountPath": str(PATHS.claims_dir / claim), "readOnly": True}
+        for name, claim in _named_claims(service)
+    ]
+
+
+def _claim_volumes(service: InferenceService) -> list[Json]:
+    return [
+        {"name": name, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        for name, claim in _named_claims(service)
+    ]
+
+
+def _named_claims(service: InferenceService) -> list[tuple[str, str]]:
+    """Pair claims with volume names: a claim may be called what no volume can be."""
+    return [(f"claim-{index}", claim) for index, claim in enumerate(service.claims)]
 
 
 def quantity(num_bytes: int) -> str:

@@ -21,6 +21,12 @@ _FIELDS = {
     "accessKeyId": "access_key_id",
     "secretAccessKey": "secret_access_key",
     "sessionToken": "session_token",
+    "serviceAccountKey": "service_account_key",
+    "accountKey": "account_key",
+    "sasToken": "sas_token",
+    "tenantId": "tenant_id",
+    "clientId": "client_id",
+    "clientSecret": "client_secret",
     "token": "token",
     "region": "region",
     "endpoint": "endpoint",
@@ -33,8 +39,16 @@ _FIELDS = {
     "AWS_DEFAULT_REGION": "region",
     "AWS_ENDPOINT_URL": "endpoint",
     "AWS_ENDPOINT_URL_S3": "endpoint",
+    "GOOGLE_SERVICE_ACCOUNT_KEY": "service_account_key",
+    "AZURE_STORAGE_ACCOUNT_KEY": "account_key",
+    "AZURE_STORAGE_SAS_TOKEN": "sas_token",
+    "AZURE_TENANT_ID": "tenant_id",
+    "AZURE_CLIENT_ID": "client_id",
+    "AZURE_CLIENT_SECRET": "client_secret",
 }
-"""Keys a Secret may have, in our spelling or in that of the AWS tools."""
+"""Keys a Secret may have, in our spelling or in that of the providers' tools."""
+
+_OURS = tuple(key for key in _FIELDS if "_" not in key)
 
 
 def credential_key(namespace: str, secret_name: str) -> str:
@@ -60,7 +74,7 @@ def parse_credential(secret: Mapping[str, Any]) -> Credential:
         if text:
             values.setdefault(field, text)
     if not values:
-        known = ", ".join(key for key in _FIELDS if not key.startswith("AWS"))
+        known = ", ".join(_OURS)
         raise InvalidManifestError("data", f"the Secret has none of the keys {known}")
     try:
         return Credential.model_validate(values)

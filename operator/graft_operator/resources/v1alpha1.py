@@ -15,11 +15,14 @@ from graft_operator.resources.meta import Closed, ObjectKey, ObjectMeta
 from graft_operator.resources.status import AdapterStatus, ServiceStatus
 from graft_protocol.desired import Tier
 from graft_protocol.digest import DIGEST_PATTERN
+from graft_protocol.source_rules import claim_of
 
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$"
-URI_PATTERN = r"^(s3|file)://[^\s@?#]+$"
+URI_PATTERN = r"^(s3|gs|az|pvc|file)://[^\s@?#]+$"
+URI_PREFIX_PATTERN = r"^(s3|gs|az|pvc|file)://[^\s?#]*$"
 ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+$"
+CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 NO_DOT_DOT = {
@@ -35,8 +38,12 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Bytes = Annotated[int, Field(ge=1, le=2**53)]
 Seconds = Annotated[float, Field(ge=0.1, le=86_400)]
 Uri = Annotated[str, Field(pattern=URI_PATTERN, max_length=1024, json_schema_extra=NO_DOT_DOT)]
+UriPrefix = Annotated[
+    str, Field(pattern=URI_PREFIX_PATTERN, max_length=1024, json_schema_extra=NO_DOT_DOT)
+]
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
 ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
+ClaimName = Annotated[str, Field(pattern=CLAIM_PATTERN, max_length=253)]
 Namespace = Annotated[str, Field(min_length=1, max_length=63)]
 ServedName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=128)]
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN, max_length=128)]
@@ -47,16 +54,18 @@ class SecretRef(Closed):
     """A Secret in the object's own namespace."""
 
     name: ObjectName
-    """Name of the Secret. Keys: `accessKeyId`, `secretAccessKey`, `sessionToken`, `token`,
-    `region`, `endpoint`, `addressingStyle`, `caBundle`, or the names the AWS tools use."""
+    """Name of the Secret. Keys: `accessKeyId`, `secretAccessKey`, `sessionToken`,
+    `serviceAccountKey`, `accountKey`, `sasToken`, `tenantId`, `clientId`, `clientSecret`, `token`,
+    `region`, `endpoint`, `addressingStyle`, `caBundle`, or the names the providers' tools use."""
 
 
 class ModelSpec(Closed):
     """The base model."""
 
     uri: Uri
-    """Where the checkpoint is: `s3://bucket/prefix` or `file:///folder`, in Hugging Face's layout
-    with safetensors weights."""
+    """Where the checkpoint is, in Hugging Face's layout with safetensors weights:
+    `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix`,
+    `pvc://claim/folder` or `file:///folder`."""
     digest: Digest | None = None
     """Content identity of the checkpoint. When set, other bytes are refused."""
     served_name: ModelName | None = None
@@ -129,6 +138,12 @@ class AdaptersSpec(Closed):
     allowed_endpoints: Annotated[tuple[Endpoint, ...], Field(max_length=64)] = ()
     """Object stores, `scheme://host[:port]`, that credentials may name, for the model and for
     adapters. A credential without an endpoint needs no entry."""
+    allowed_uris: Annotated[tuple[UriPrefix, ...], Field(max_length=64)] = ()
+    """Where adapters may come from, as prefixes of their URIs that end at a whole part:
+    `s3://bucket/team-a` admits what lies below it. Empty admits every URI."""
+    claims: Annotated[tuple[ClaimName, ...], Field(max_length=16)] = ()
+    """PersistentVolumeClaims of the service's namespace, mounted read-only in every pod, that
+    adapters may name as `pvc://claim/folder`. The model's own needs no entry."""
 
 
 class EnvVar(Closed):
@@ -200,7 +215,8 @@ class AdapterSource(Closed):
     """Where an adapter's files are."""
 
     uri: Uri
-    """`s3://bucket/prefix` or `file:///folder` with `adapter_config.json` and safetensors files."""
+    """A folder with `adapter_config.json` and safetensors files, in the same forms as the model's
+    `uri`."""
     digest: Digest | None = None
     """Content identity, as `graft adapter publish` prints it. Without it the first pod that reads
     the source decides, and the digest it found is recorded and kept."""
@@ -251,6 +267,12 @@ class InferenceService(Closed):
     def key(self) -> ObjectKey:
         """The object's key."""
         return ObjectKey(KIND_SERVICE, self.metadata.namespace, self.metadata.name)
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """The volume claims that its pods mount: the adapters' and the model's."""
+        of_model = claim_of(self.spec.model.uri)
+        return tuple(sorted({*self.spec.adapters.claims, *filter(None, (of_model,))}))
 
     @property
     def served_name(self) -> str:

@@ -13,6 +13,8 @@ import os
 import resource
 import time
 from collections.abc import Coroutine
+from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 
 import zmq.asyncio
@@ -39,9 +41,11 @@ from graft_runtime.ipc.messages import (
 from graft_runtime.models.arch import load_arch
 from graft_runtime.models.serving_dtype import serving_dtype
 from graft_runtime.settings import LoaderChildSettings
+from graft_runtime.sources.ambient import read_ambient
 from graft_runtime.sources.cache_entry import CacheEntry, Kind
 from graft_runtime.sources.disk_cache import DiskCache
-from graft_runtime.sources.factory import open_source, policy_from_environment
+from graft_runtime.sources.endpoints import SourcePolicy
+from graft_runtime.sources.factory import open_source
 from graft_runtime.sources.fetch import Wanted, fetch
 from graft_runtime.sources.selection import adapter_files, model_files
 
@@ -90,7 +94,12 @@ class Loader:
         self._settings = settings
         self._channel = channel
         self._cache = DiskCache(settings.cache_dir, settings.cache_max_bytes)
-        self._policy = policy_from_environment(settings.allowed_endpoints, os.environ)
+        self._policy = SourcePolicy(
+            allowed_endpoints=settings.allowed_endpoints,
+            allowed_uris=settings.allowed_uris,
+            claims_dir=settings.claims_dir,
+            ambient=read_ambient(os.environ),
+        )
         self._loads = asyncio.Semaphore(settings.load_concurrency)
         self._target: asyncio.Future[SlotTarget] = asyncio.get_running_loop().create_future()
         self._model: CacheEntry | None = None
@@ -256,8 +265,12 @@ class Loader:
         if entry is not None:
             return entry
         credential = read_credential(self._settings.credentials_dir, wish.credential)
-        source = open_source(wish.uri, credential, self._policy)
-        return await fetch(source, wanted, self._cache, progress)
+        policy = self._policy
+        if isinstance(wish, PrepareModel):
+            # Who owns the service chose the model, and may have it from anywhere.
+            policy = replace(policy, allowed_uris=())
+        async with aclosing(open_source(wish.uri, credential, policy)) as source:
+            return await fetch(source, wanted, self._cache, progress)
 
 
 def _prepared(revision: str, entry: CacheEntry, slot: PreparedSlot) -> AdapterPrepared:

@@ -24,6 +24,8 @@ def loader_settings(config: RuntimeConfig, paths: PodPaths, socket: Path) -> Loa
         cache_max_bytes=config.cache.max_bytes,
         load_concurrency=adapters.load_concurrency,
         allowed_endpoints=adapters.allowed_endpoints,
+        allowed_uris=adapters.allowed_uris,
+        claims_dir=paths.claims_dir,
     )
 
 

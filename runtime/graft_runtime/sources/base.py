@@ -5,6 +5,7 @@ A source knows one folder of one store. It knows neither the cache nor what the 
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
@@ -13,6 +14,9 @@ CHUNK_BYTES = 1 << 20
 
 MAX_LISTED = 4096
 """Objects looked at under one prefix. A folder with more is no adapter and no model."""
+
+MAX_RESUMES = 3
+"""How often one stream is taken up again after the connection broke."""
 
 
 class SourceFile(NamedTuple):
@@ -24,6 +28,8 @@ class SourceFile(NamedTuple):
     """Bytes."""
     etag: str | None
     """Changes when the content does; reads are pinned to it."""
+    sha256: str | None = None
+    """What the source promises the content to be, as hex."""
 
 
 class Source(Protocol):
@@ -31,7 +37,7 @@ class Source(Protocol):
 
     @property
     def uri(self) -> str:
-        """Where this is, for messages."""
+        """Where this is, for messages. Names the commit once it is known."""
 
     async def list_files(self) -> list[SourceFile]:
         """Return the files directly under the prefix, never those of a sibling or a subfolder.
@@ -40,10 +46,23 @@ class Source(Protocol):
             ReasonedError: SourceNotFound, SourceForbidden, SourceUnavailable, UnsafePath, TooLarge.
         """
 
-    def read(self, file: SourceFile) -> AsyncGenerator[bytes, None]:
-        """Yield one file's bytes, exactly `SourceFile.size` of them.
+    def read(
+        self, file: SourceFile, offset: int = 0, length: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield bytes of one file: exactly `length` from `offset` on, or all up to its end.
 
         Raises:
             ReasonedError: SourceChanged when the content is no longer the one listed,
                 TruncatedDownload when the bytes end early, else as for `list_files`.
         """
+
+    async def aclose(self) -> None:
+        """Let go of connections. Nothing is read afterwards."""
+
+
+def backoff_seconds(attempt: int) -> float:
+    """Return the pause before the n-th new attempt: 0.1, 0.2, 0.4 s ... and at most 2 s.
+
+    Up to a half is taken off by chance: pods that failed together do not come back together.
+    """
+    return min(0.05 * float(2**attempt), 2.0) * random.uniform(0.5, 1.0)

@@ -1,19 +1,23 @@
-"""Which object store endpoints may be contacted; decided before any I/O, without exceptions.
+"""Which endpoints may be contacted; decided before any I/O, without exceptions.
 
-`factory.py` asks before it opens a source, `object_store.py` once more for resolved addresses.
+`factory.py` asks before it opens a source; the sources ask once more for resolved addresses.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from graft_protocol.reasons import Reason
+from graft_protocol.source_rules import is_uri_allowed
 from graft_runtime.errors import ReasonedError
+from graft_runtime.sources.ambient import Ambient
 
 _ENDPOINT = re.compile(
     r"https?://(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?\.?|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?/?"
@@ -55,26 +59,41 @@ class SourcePolicy:
     """What sources a service allows, and how patient reading from them is."""
 
     allowed_endpoints: tuple[str, ...] = ()
-    """Custom endpoints that a credential may name, ``scheme://host[:port]``."""
-    ambient_endpoint: str | None = None
-    """The endpoint of the process's own environment; used where a credential names none."""
-    ambient_region: str | None = None
+    """Endpoints that a credential or an ``https`` URI may name, ``scheme://host[:port]``."""
+    allowed_uris: tuple[str, ...] = ()
+    """Prefixes of URIs; none admits all."""
+    claims_dir: Path | None = None
+    """Where the volume claims are mounted, each under its name."""
+    ambient: Ambient = field(default_factory=Ambient)
     connect_timeout_seconds: float = 5.0
     idle_timeout_seconds: float = 30.0
     """Longest wait for the next chunk: notices stalls and sources slower than 35 kB/s."""
     max_retries: int = 3
     """Attempts after the first for one request; backoff grows from 0.1 s to 2 s."""
 
+    def check_uri(self, uri: str) -> None:
+        """Admit a URI, in its canonical spelling.
+
+        Raises:
+            ReasonedError: SourceForbidden, before any I/O.
+        """
+        if not is_uri_allowed(uri, self.allowed_uris):
+            raise _forbidden(f"{uri} is not under one of the service's allowed URIs")
+
     def check_endpoint(self, url: str) -> Endpoint:
-        """Admit a custom endpoint that a credential names.
+        """Admit an endpoint that a credential or a URI names.
 
         Raises:
             ReasonedError: SourceForbidden, before any I/O.
         """
         endpoint = parse_endpoint(url)
-        if endpoint not in {parse_endpoint(allowed) for allowed in self.allowed_endpoints}:
+        if not self.allows(endpoint):
             raise _forbidden(f"{url!r} is not among the service's allowed endpoints")
         return endpoint
+
+    def allows(self, endpoint: Endpoint) -> bool:
+        """Tell whether an endpoint is listed."""
+        return endpoint in {parse_endpoint(allowed) for allowed in self.allowed_endpoints}
 
 
 def parse_endpoint(url: str) -> Endpoint:
@@ -97,6 +116,24 @@ def parse_endpoint(url: str) -> Endpoint:
     if address is not None:
         check_address(address)
     return Endpoint(parts.scheme, host, port)
+
+
+async def resolve(host: str, port: int, timeout_seconds: float) -> list[Address]:
+    """Look a host up, and refuse it if any of its addresses is a metadata service's.
+
+    Raises:
+        ReasonedError: SourceForbidden, or SourceUnavailable when there is no such host.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ReasonedError(Reason.SOURCE_UNAVAILABLE, f"{host} cannot be resolved") from error
+    addresses = [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found]
+    for address in addresses:
+        check_address(address)
+    return addresses
 
 
 def literal_address(host: str) -> Address | None:

@@ -1,6 +1,7 @@
-"""A folder of this machine as a source: ``file://``.
+"""A folder of this machine as a source: ``file://`` and, below a mounted claim, ``pvc://``.
 
-Reads regular files directly in the folder and nothing else: no symlinks, pipes or devices.
+Reads regular files directly in the folder and nothing else: no symlinks, pipes or devices. Below a
+claim no part of the way may be a symlink either, so nothing outside it can be reached.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from graft_protocol.reasons import Reason
@@ -17,6 +19,7 @@ from graft_runtime.errors import ReasonedError
 from graft_runtime.sources.base import CHUNK_BYTES, MAX_LISTED, SourceFile
 
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER_FLAGS = _READ_FLAGS | os.O_DIRECTORY
 # A pipe without a writer would block an ordinary open for ever.
 _FILE_FLAGS = _READ_FLAGS | os.O_NONBLOCK
 
@@ -24,49 +27,66 @@ _FILE_FLAGS = _READ_FLAGS | os.O_NONBLOCK
 class FileSource:
     """One folder of the local file system."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, root: Path, uri: str | None = None, path: str | None = None) -> None:
+        self._root = root
+        # A mounted claim's own name may be a link, made by whoever made the pod.
+        self._root_flags = _FOLDER_FLAGS if path is None else _FOLDER_FLAGS & ~os.O_NOFOLLOW
+        self._parts = tuple(path.split("/")) if path else ()
+        self._uri = f"file://{root}" if uri is None else uri
 
     @property
     def uri(self) -> str:
         """Where this is, for messages."""
-        return f"file://{self._folder}"
+        return self._uri
 
     async def list_files(self) -> list[SourceFile]:
         """Return the folder's regular files; other kinds of entries are refused by name."""
         return await asyncio.to_thread(self._list)
 
-    async def read(self, file: SourceFile) -> AsyncGenerator[bytes, None]:
-        """Yield one file's bytes; a file that changes meanwhile raises SourceChanged."""
+    async def read(
+        self, file: SourceFile, offset: int = 0, length: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield bytes of one file; a file that changes meanwhile raises SourceChanged."""
+        end = file.size if length is None else offset + length
         descriptor = await asyncio.to_thread(self._open, file.name)
         try:
-            left = file.size
-            while left:
+            while offset < end:
                 self._check_unchanged(descriptor, file)
-                chunk = await asyncio.to_thread(os.read, descriptor, min(CHUNK_BYTES, left))
+                size = min(CHUNK_BYTES, end - offset)
+                chunk = await asyncio.to_thread(os.pread, descriptor, size, offset)
                 if not chunk:
                     raise _error(Reason.SOURCE_CHANGED, f"{self.uri}/{file.name} became shorter")
-                left -= len(chunk)
+                offset += len(chunk)
                 yield chunk
             self._check_unchanged(descriptor, file)
         finally:
             os.close(descriptor)
 
+    async def aclose(self) -> None:
+        """Do nothing: no file stays open."""
+
     def _list(self) -> list[SourceFile]:
         try:
-            root = os.open(self._folder, _READ_FLAGS | os.O_DIRECTORY)
-        except OSError as error:
-            raise self._translate(error, "") from error
-        try:
-            with os.scandir(root) as entries:
+            with self._folder() as folder, os.scandir(folder) as entries:
                 found = [self._describe(entry) for entry in entries if not _is_folder(entry)]
         except OSError as error:
             raise self._translate(error, "") from error
-        finally:
-            os.close(root)
         if len(found) > MAX_LISTED:
             raise _error(Reason.TOO_LARGE, f"{self.uri} holds more than {MAX_LISTED} files")
         return sorted(found)
+
+    @contextmanager
+    def _folder(self) -> Iterator[int]:
+        """Open the folder, one part of the way after the other."""
+        descriptor = os.open(self._root, self._root_flags)
+        try:
+            for part in self._parts:
+                below = os.open(part, _FOLDER_FLAGS, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = below
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _describe(self, entry: os.DirEntry[str]) -> SourceFile:
         status = entry.stat(follow_symlinks=False)
@@ -76,11 +96,8 @@ class FileSource:
 
     def _open(self, name: str) -> int:
         try:
-            root = os.open(self._folder, _READ_FLAGS | os.O_DIRECTORY)
-            try:
-                descriptor = os.open(name, _FILE_FLAGS, dir_fd=root)
-            finally:
-                os.close(root)
+            with self._folder() as folder:
+                descriptor = os.open(name, _FILE_FLAGS, dir_fd=folder)
         except OSError as error:
             raise self._translate(error, f"/{name}") from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -134,6 +134,16 @@ async def test_an_endpoint_that_the_service_does_not_allow_is_refused(tmp_path: 
         await run.until(lambda: run.adapter("shout") == ("True", "Available"))
 
 
+async def test_a_claim_is_a_folder_of_this_machine_that_the_pods_see(tmp_path: Path) -> None:
+    adapter = adapter_document("shout", source={"uri": "pvc://shared/shout"})
+    async with running(tmp_path, service_document(), adapter) as run:
+        await run.until(lambda: run.adapter("shout") == ("False", "SourceForbidden"))
+        run.write(service_document(adapters={"claims": ["shared"]}), adapter)
+        await run.until_ready("shout")
+        mounted = run.pod_file("tiny-0", "var/lib/graft/claims/shared")
+        assert mounted.resolve().parts[-3:] == ("claims", "default", "shared")
+
+
 async def test_what_was_resolved_is_remembered_over_a_restart(tmp_path: Path) -> None:
     async with running(tmp_path, service_document(), adapter_document("shout")) as run:
         await run.until_ready("shout")

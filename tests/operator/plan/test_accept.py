@@ -106,6 +106,33 @@ def test_an_endpoint_must_be_among_those_the_service_allows() -> None:
     assert verdict(adapter, context, adapters=allowed).is_accepted
 
 
+@pytest.mark.parametrize(
+    ("allowed", "accepted"),
+    [
+        ([], True),
+        (["s3://b/"], True),
+        (["gs://x", "s3://b/a"], True),
+        (["s3://"], True),
+        (["s3://b/a/below"], False),
+        (["s3://b/aa", "s3://b2", "s3://bb"], False),
+    ],
+)
+def test_an_adapter_must_lie_where_the_service_allows(allowed: list[str], accepted: bool) -> None:
+    adapter = make_adapter(uri="s3://b/a")
+    found = verdict(adapter, NOTHING, adapters={"allowedUris": allowed})
+    assert found.is_accepted is accepted
+    assert found.is_accepted or found.reason is Reason.SOURCE_FORBIDDEN
+
+
+def test_a_claim_must_be_one_that_the_pods_mount() -> None:
+    adapter = make_adapter(uri="pvc://claim/a")
+    found = verdict(adapter, NOTHING)
+    assert found.reason is Reason.SOURCE_FORBIDDEN
+    assert "spec.adapters.claims" in found.message
+    assert verdict(adapter, NOTHING, adapters={"claims": ["claim"]}).is_accepted
+    assert verdict(adapter, NOTHING, model={"uri": "pvc://claim/base"}).is_accepted
+
+
 def test_the_models_own_secret_follows_the_same_rules() -> None:
     model = {"uri": "s3://m/x", "credentialsSecretRef": {"name": "keys"}}
     service = make_service(model=model)

@@ -99,7 +99,8 @@ def test_a_pod_keeps_to_the_restricted_pod_security_standard(case: str) -> None:
         assert not any("hostPort" in port for port in container["ports"])
     for volume in pod["volumes"]:
         (kind,) = volume.keys() - {"name"}
-        assert kind in {"configMap", "projected", "secret", "emptyDir"}
+        # Of those that the standard allows, the ones in use.
+        assert kind in {"configMap", "projected", "secret", "emptyDir", "persistentVolumeClaim"}
         assert kind != "emptyDir" or "sizeLimit" in volume["emptyDir"]
 
 

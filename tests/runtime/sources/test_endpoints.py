@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from graft_protocol.credentials import Credential
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
+from graft_runtime.sources.ambient import read_ambient
 from graft_runtime.sources.endpoints import Endpoint, SourcePolicy, check_address, parse_endpoint
-from graft_runtime.sources.factory import open_source, policy_from_environment
+from graft_runtime.sources.factory import open_source
 
 METADATA_SPELLINGS = [
     "http://169.254.169.254",
@@ -110,12 +111,13 @@ def test_a_region_that_would_change_the_host_is_refused(region: str) -> None:
 
 def test_the_environments_own_endpoint_needs_no_permission() -> None:
     environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000", "AWS_REGION": "eu-central-1"}
-    policy = policy_from_environment((), environment)
+    policy = SourcePolicy(ambient=read_ambient(environment))
     assert open_source("s3://bucket/a", None, policy).uri == "s3://bucket/a"
 
 
 def test_not_even_the_environment_may_name_a_metadata_service() -> None:
-    policy = policy_from_environment((), {"AWS_ENDPOINT_URL": "http://169.254.169.254"})
+    ambient = read_ambient({"AWS_ENDPOINT_URL": "http://169.254.169.254"})
+    policy = SourcePolicy(ambient=ambient)
     with pytest.raises(ReasonedError) as caught:
         open_source("s3://bucket/a", None, policy)
     assert caught.value.reason is Reason.SOURCE_FORBIDDEN
