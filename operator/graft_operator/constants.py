@@ -21,8 +21,13 @@ ANNOTATION_CONFIG: Final = f"{API_GROUP}/config"
 LABEL_CONTENT: Final = f"{API_GROUP}/content"
 """On a ConfigMap or Secret: which part of a service's state it holds."""
 
-TEMPLATE_REVISION: Final = 1
+ANNOTATION_DEFAULT_IMAGE: Final = f"{API_GROUP}/default-image"
+"""On a Deployment: the image that its pods have if the spec names none."""
+
+TEMPLATE_NEWEST: Final = 3
 """Version of the rendered pod template. A new one never reaches running pods by itself."""
+TEMPLATE_OLDEST: Final = TEMPLATE_NEWEST - 2
+"""The oldest version that is still rendered, for the pods that have it."""
 
 RESERVED_NAMES: Final = frozenset({"dummy", "tgi"})
 """Model names by which some clients mean the base model."""

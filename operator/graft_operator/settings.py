@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graft_operator.constants import TEMPLATE_NEWEST
+
 
 @dataclass(frozen=True)
 class ControlSettings:
@@ -30,6 +32,8 @@ class ControlSettings:
     """Longest such pause."""
     runtime_image: str = "graft-runtime:0.1.0"
     """Image of the runtime if a spec names none."""
+    template_revision: int = TEMPLATE_NEWEST
+    """Version of the pod template that new services get, and others are offered."""
     namespaces: tuple[str, ...] = ()
     """Namespaces whose services are served; empty serves all."""
 

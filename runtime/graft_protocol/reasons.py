@@ -41,6 +41,9 @@ class Reason(StrEnum):
     DEGRADED = "Degraded"
     DRAINING = "Draining"
     PROGRESSING = "Progressing"
+    UNSCHEDULABLE = "Unschedulable"
+    UPDATE_AVAILABLE = "UpdateAvailable"
+    TEMPLATE_UNKNOWN = "TemplateUnknown"
     SUSPENDED = "Suspended"
     INVALID_SPEC = "InvalidSpec"
     TARGET_NOT_FOUND = "TargetNotFound"
@@ -104,6 +107,13 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.DEGRADED: ReasonInfo("Serving on some replicas only.", "retry", _GRAFT),
     Reason.DRAINING: ReasonInfo("No new requests; running ones finish.", "none", _GRAFT),
     Reason.PROGRESSING: ReasonInfo("Replicas are being started or replaced.", "none", _GRAFT),
+    Reason.UNSCHEDULABLE: ReasonInfo("No node takes a pod.", "retry", _PLATFORM),
+    Reason.UPDATE_AVAILABLE: ReasonInfo(
+        "The operator has a newer pod template or default image.", "none", _SERVICE
+    ),
+    Reason.TEMPLATE_UNKNOWN: ReasonInfo(
+        "The pods' template is one that this operator cannot render.", "terminal", _SERVICE
+    ),
     Reason.SUSPENDED: ReasonInfo("Switched off in the spec.", "none", _TENANT),
     Reason.INVALID_SPEC: ReasonInfo("The manifest cannot work as written.", "terminal", _TENANT),
     Reason.TARGET_NOT_FOUND: ReasonInfo("No such InferenceService.", "retry", _TENANT),

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from graft_operator import __version__
+from graft_operator.constants import TEMPLATE_NEWEST, TEMPLATE_OLDEST
 from graft_operator.errors import GraftError
 
 PORT = click.IntRange(0, 65_535)
@@ -123,6 +124,11 @@ def describe(what: str, folder: Path) -> None:
 @click.option("--kubeconfig", type=FOLDER, help="Default: $KUBECONFIG or the pod's own account.")
 @click.option("--context", help="Context of the kubeconfig; default: its current one.")
 @click.option("--runtime-image", help="Image of services that name none.")
+@click.option(
+    "--template-revision",
+    type=click.IntRange(TEMPLATE_OLDEST, TEMPLATE_NEWEST),
+    help="Pod template that new services get and others are offered.",
+)
 @click.option("--health-port", default=8080, show_default=True, help="Probes and metrics.")
 @click.option(
     "--audit-seconds",

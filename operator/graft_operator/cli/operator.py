@@ -26,6 +26,8 @@ def run(options: Mapping[str, Any], *, verbose: bool) -> None:
     logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     given = {name: value for name, value in options.items() if value is not None}
-    image = given.pop("runtime_image", ControlSettings.runtime_image)
-    control = ControlSettings(runtime_image=image)
+    control = ControlSettings(
+        runtime_image=given.pop("runtime_image", ControlSettings.runtime_image),
+        template_revision=given.pop("template_revision", ControlSettings.template_revision),
+    )
     asyncio.run(run_operator(OperatorSettings(**given, control=control)))

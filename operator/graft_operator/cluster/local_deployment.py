@@ -233,6 +233,7 @@ def pod_manifest(pod: LocalPod, owner_uid: str) -> Manifest:
             "containers": [
                 {
                     "name": "runtime",
+                    "image": template["spec"]["containers"][0]["image"],
                     "ports": [
                         {"name": "http", "containerPort": spec.ports.http},
                         {"name": "internal", "containerPort": spec.ports.internal},

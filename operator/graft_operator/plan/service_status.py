@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graft_operator.constants import ENDPOINTS_MAX, MESSAGE_MAX, TEMPLATE_REVISION
+from graft_operator.constants import ENDPOINTS_MAX, MESSAGE_MAX
 from graft_operator.plan.accept import Verdict
+from graft_operator.plan.template import TemplateChoice
 from graft_operator.plan.views import PodView, taking_requests
 from graft_operator.resources.meta import Condition, Status, condition_of
 from graft_operator.resources.status import AdapterCounts, ResolvedModel, ServiceStatus
@@ -24,7 +25,10 @@ class ServiceFacts:
     adapters: Sequence[LoraAdapter]
     """Those that are accepted."""
     set_hash: str
+    template: TemplateChoice
+    """What the pods are rendered with."""
     config_hash: str
+    """The configuration they are to have; empty if this operator cannot render it."""
     url: str
     selector: str
 
@@ -39,11 +43,22 @@ def service_status(facts: ServiceFacts) -> ServiceStatus:
         endpoints=tuple(pod.address for pod in serving if pod.address)[:ENDPOINTS_MAX],
         replicas=len(facts.pods),
         ready_replicas=len(serving),
-        updated_replicas=sum(pod.config_hash == facts.config_hash for pod in facts.pods),
+        updated_replicas=sum(_is_updated(facts, pod) for pod in facts.pods),
         selector=facts.selector,
-        template_revision=TEMPLATE_REVISION,
+        template_revision=facts.template.pin.revision,
+        update_available=facts.template.offer.id if facts.template.offer else None,
         resolved_model=_resolved_model(facts),
         adapters=_counts(facts),
+    )
+
+
+def _is_updated(facts: ServiceFacts, pod: PodView) -> bool:
+    pin = facts.template.pin
+    image = facts.service.spec.runtime.image or pin.image
+    return (pod.config_hash, pod.template_revision, pod.image) == (
+        facts.config_hash,
+        pin.revision,
+        image,
     )
 
 
@@ -55,18 +70,32 @@ def _condition(type_: str, status: bool, reason: Reason, message: str = "") -> C
 def _conditions(facts: ServiceFacts, serving: Sequence[PodView]) -> tuple[Condition, ...]:
     if not facts.verdict.is_accepted:
         reason, message = facts.verdict.reason, facts.verdict.message
-        kinds = ("Accepted", "Available", "Progressing", "AdaptersSynced", "Ready")
+        kinds = ("Accepted", "Available", "Progressing", "AdaptersSynced", "UpToDate", "Ready")
         return tuple(
             _condition(kind, status=False, reason=reason, message=message) for kind in kinds
         )
     available = _available(facts, serving)
     return (
         _condition("Accepted", status=True, reason=Reason.ACCEPTED),
+        _scheduled(facts),
         available,
         _progressing(facts, serving),
         _synced(facts),
+        _up_to_date(facts),
         available.model_copy(update={"type": "Ready"}),
     )
+
+
+def _scheduled(facts: ServiceFacts) -> Condition:
+    waiting = [pod for pod in facts.pods if pod.unschedulable]
+    if not waiting:
+        return _condition("PodsScheduled", status=True, reason=Reason.AVAILABLE)
+    message = f"{len(waiting)} of {len(facts.pods)} pods have no node; {_told_by(waiting[0])}"
+    return _condition("PodsScheduled", status=False, reason=Reason.UNSCHEDULABLE, message=message)
+
+
+def _told_by(pod: PodView) -> str:
+    return f"{pod.name}: {pod.unschedulable}"
 
 
 def _available(facts: ServiceFacts, serving: Sequence[PodView]) -> Condition:
@@ -88,6 +117,11 @@ def _available(facts: ServiceFacts, serving: Sequence[PodView]) -> Condition:
                 reason=Reason.RUNTIME_UNREACHABLE,
                 message=f"{pod.name}: {pod.trouble}",
             )
+    waiting = [pod for pod in facts.pods if pod.unschedulable]
+    if waiting:
+        return _condition(
+            "Available", status=False, reason=Reason.UNSCHEDULABLE, message=_told_by(waiting[0])
+        )
     phases = sorted(
         {pod.report.progress.phase for pod in facts.pods if pod.report and pod.report.progress}
     )
@@ -97,11 +131,28 @@ def _available(facts: ServiceFacts, serving: Sequence[PodView]) -> Condition:
 
 def _progressing(facts: ServiceFacts, serving: Sequence[PodView]) -> Condition:
     wanted = facts.service.spec.replicas
-    updated = sum(pod.config_hash == facts.config_hash for pod in serving)
+    updated = sum(_is_updated(facts, pod) for pod in serving)
     done = updated == wanted == len(facts.pods)
     reason = Reason.AVAILABLE if done else Reason.PROGRESSING
     message = f"{updated} of {wanted} pods are ready with the current configuration"
     return _condition("Progressing", status=not done, reason=reason, message=message)
+
+
+def _up_to_date(facts: ServiceFacts) -> Condition:
+    pin, offer = facts.template
+    if not facts.template.is_renderable:
+        message = (
+            f"the pods have template revision {pin.revision}, which this operator cannot render: "
+            "changes of the spec that concern pods wait until an update is approved"
+        )
+        return _condition("UpToDate", status=False, reason=Reason.TEMPLATE_UNKNOWN, message=message)
+    if offer is None:
+        return _condition("UpToDate", status=True, reason=Reason.AVAILABLE)
+    message = (
+        f"template revision {pin.revision} -> {offer.revision}, default image {pin.image} -> "
+        f"{offer.image}; spec.rollout.runtimeUpgrade.approve: {offer.id} takes it"
+    )
+    return _condition("UpToDate", status=False, reason=Reason.UPDATE_AVAILABLE, message=message)
 
 
 def _synced(facts: ServiceFacts) -> Condition:

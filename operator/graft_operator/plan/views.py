@@ -23,8 +23,14 @@ class PodView:
     """Where clients reach it, ``http://host:port``."""
     config_hash: str = ""
     """The configuration it was started with."""
+    template_revision: int = 0
+    """Version of the pod template it was made from."""
+    image: str = ""
+    """Image of its runtime, as its template has it."""
     trouble: str = ""
     """Why it does not run, as the cluster tells it."""
+    unschedulable: str = ""
+    """Why it has no node, as the scheduler tells it."""
 
     def revision(self, revision: str) -> RevisionReport | None:
         """Return the pod's report on one revision, if it has one."""

@@ -10,11 +10,7 @@ from graft_operator.constants import ANNOTATION_APPLIED, LABEL_CONTENT
 from graft_operator.plan.views import PodView
 from graft_operator.reconcile.world import World
 from graft_operator.render.common import label_value
-from graft_operator.render.configmaps import (
-    CONTENT_CONFIG,
-    HASH_LENGTH,
-    config_map_name,
-)
+from graft_operator.render.configmaps import CONTENT_CONFIG, HASH_LENGTH
 from graft_operator.resources.meta import Manifest, key_of, uid_of
 from graft_operator.resources.v1alpha1 import InferenceService
 from graft_protocol.digest import content_hash
@@ -41,16 +37,22 @@ async def apply_children(world: World, children: Iterable[Manifest]) -> list[Man
 
 
 async def remove_unused_configs(
-    world: World, service: InferenceService, pods: Sequence[PodView]
+    world: World, service: InferenceService, pods: Sequence[PodView], current: str
 ) -> None:
-    """Delete configurations that no pod was started with, but for the newest few."""
+    """Delete configurations that no pod was started with, but for the newest few.
+
+    Args:
+        world: The surroundings.
+        service: Whose configurations.
+        pods: Its pods.
+        current: Hash of the configuration that the next pod would be started with.
+    """
     namespace, label = service.metadata.namespace, label_value(service.metadata.name)
-    in_use = {pod.config_hash for pod in pods}
+    in_use = {current, *(pod.config_hash for pod in pods)}
     unused = [
         config
         for config in world.cache.children("ConfigMap", namespace, label)
         if config["metadata"]["labels"].get(LABEL_CONTENT) == CONTENT_CONFIG
-        and config["metadata"]["name"] != config_map_name(service)
         and config["metadata"]["name"][-HASH_LENGTH:] not in in_use
     ]
     unused.sort(key=lambda config: str(config["metadata"].get("creationTimestamp", "")))

@@ -18,6 +18,7 @@ from graft_operator.plan.accept import (
 )
 from graft_operator.plan.desired import desired_shards, hash_of_set
 from graft_operator.plan.service_status import ServiceFacts, service_status
+from graft_operator.plan.template import TemplateChoice, choose_template
 from graft_operator.plan.views import PodView
 from graft_operator.reconcile.children import apply_children, remove_unused_configs
 from graft_operator.reconcile.conclude import write_status
@@ -36,6 +37,7 @@ from graft_operator.render.secrets import (
 from graft_operator.render.service import service_manifest
 from graft_operator.resources.credentials import credential_key
 from graft_operator.resources.meta import Condition, Manifest, ObjectKey, key_of
+from graft_operator.resources.pin import TemplatePin, read_pin
 from graft_operator.resources.status import ServiceStatus
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.credentials import Credential
@@ -56,6 +58,8 @@ class Observed:
     pods: tuple[PodView, ...]
     secrets: Mapping[SecretName, SecretView]
     token: str
+    pinned: TemplatePin | None
+    """What the Deployment was rendered with, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,9 @@ class Plan:
     model_verdict: Verdict
     decision: Decision
     shards: tuple[Shard, ...]
+    template: TemplateChoice
+    config_hash: str
+    """The configuration that pods are started with; empty if it cannot be rendered."""
     children: tuple[Manifest, ...]
     """In the order in which they must exist."""
 
@@ -116,10 +123,12 @@ async def _observe(world: World, manifest: Manifest, service: InferenceService) 
     named.append((namespace, model_ref.name) if model_ref else None)
     views = await world.secrets.read_all(name for name in named if name is not None)
     token_key = ObjectKey("Secret", namespace, token_secret_name(service))
-    stored = world.cache.get(token_key) or await world.cluster.get(token_key)
-    token = (read_token(stored) if stored else None) or secrets.token_urlsafe(TOKEN_BYTES)
+    secret = world.cache.get(token_key) or await world.cluster.get(token_key)
+    token = (read_token(secret) if secret else None) or secrets.token_urlsafe(TOKEN_BYTES)
     pods = tuple(world.pods_of(namespace, label_value(name)))
-    return Observed(manifest, service, adapters, pods, views, token)
+    stored = world.cache.get(ObjectKey("Deployment", *_child_place(service)))
+    pinned = read_pin(stored, world.settings.runtime_image)
+    return Observed(manifest, service, adapters, pods, views, token, pinned)
 
 
 def _parsed_adapters(world: World, namespace: str, name: str) -> tuple[LoraAdapter, ...]:
@@ -160,15 +169,20 @@ def _plan(world: World, observed: Observed) -> Plan:
         shard_hashes=tuple(shard.hash for shard in shards),
         set_hash=hash_of_set(shards),
     )
-    children = (
+    newest = TemplatePin(world.settings.template_revision, world.settings.runtime_image)
+    template = choose_template(service, observed.pinned, newest, has_pods=bool(observed.pods))
+    children = [
         *credential_secrets(service, _credentials(observed, verdicts)),
         token_secret(service, observed.token),
-        config_map(service),
         *shard_maps(service, shards),
         service_manifest(service),
-        deployment(service, world.settings.runtime_image),
-    )
-    return Plan(accept_model(service, context), decision, shards, children)
+    ]
+    config = ""
+    if template.is_renderable:
+        config = config_hash(service, template.pin.revision)
+        children += [config_map(service, template.pin.revision), deployment(service, template.pin)]
+    verdict = accept_model(service, context)
+    return Plan(verdict, decision, shards, template, config, tuple(children))
 
 
 def _facts(view: SecretView) -> SecretFacts:
@@ -199,7 +213,8 @@ async def _act(world: World, observed: Observed, plan: Plan) -> float | None:
         return world.settings.backoff_max_seconds
     written = await apply_children(world, plan.children)
     await _renew_credentials(world, observed, plan, written)
-    await remove_unused_configs(world, observed.service, observed.pods)
+    if plan.config_hash:
+        await remove_unused_configs(world, observed.service, observed.pods, plan.config_hash)
     return await _nudge(world, observed, plan.decision.set_hash)
 
 
@@ -256,7 +271,8 @@ async def _conclude(world: World, observed: Observed, plan: Plan) -> None:
             pods=observed.pods,
             adapters=accepted,
             set_hash=plan.decision.set_hash,
-            config_hash=config_hash(service),
+            template=plan.template,
+            config_hash=plan.config_hash,
             url=world.cluster.url_of(stored) if stored else "",
             selector=",".join(f"{k}={v}" for k, v in sorted(selector_labels(service).items())),
         )

@@ -5,7 +5,7 @@ Made by the controller. It holds no decision of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from graft_operator.resources.admission import parse
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_operator.settings import ControlSettings
+from graft_protocol.naming import ANNOTATION_TEMPLATE_REVISION
 from graft_protocol.status import RuntimeStatus
 
 M = TypeVar("M", InferenceService, LoraAdapter)
@@ -112,14 +113,19 @@ class World:
 def pod_view(pod: Manifest, report: RuntimeStatus | None) -> PodView:
     """Join what the cluster and the pod itself say of a pod."""
     status = pod.get("status") or {}
-    url = pod_url(pod, "http")
+    annotations = pod["metadata"].get("annotations") or {}
+    revision = str(annotations.get(ANNOTATION_TEMPLATE_REVISION, ""))
+    containers = pod["spec"]["containers"]
     return PodView(
         name=pod["metadata"]["name"],
         ready=is_ready(pod),
         report=report,
-        address=url or "",
-        config_hash=(pod["metadata"].get("annotations") or {}).get(ANNOTATION_CONFIG, ""),
+        address=pod_url(pod, "http") or "",
+        config_hash=annotations.get(ANNOTATION_CONFIG, ""),
+        template_revision=int(revision) if revision.isdigit() else 0,
+        image=containers[0].get("image", "") if containers else "",
         trouble=_trouble(status),
+        unschedulable=_unschedulable(status.get("conditions") or []),
     )
 
 
@@ -144,6 +150,13 @@ def pod_url(pod: Manifest, port_name: str) -> str | None:
     if not host or number is None:
         return None
     return f"http://[{host}]:{number}" if ":" in host else f"http://{host}:{number}"
+
+
+def _unschedulable(conditions: Iterable[Mapping[str, Any]]) -> str:
+    for item in conditions:
+        if item["type"] == "PodScheduled" and item["status"] == "False":
+            return str(item.get("message") or item.get("reason") or "no node was found")
+    return ""
 
 
 def _trouble(status: Mapping[str, Any]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import yaml
 
 from graft_operator.render.common import child, child_name
 from graft_operator.resources.credentials import credential_key
 from graft_operator.resources.meta import Manifest
+from graft_operator.resources.quantity import quantity_value
 from graft_operator.resources.v1alpha1 import InferenceService
 from graft_protocol.config import (
     AdapterSettings,
@@ -27,14 +29,24 @@ CONTENT_CONFIG = "runtime-config"
 CONTENT_SHARD = "adapters"
 HASH_LENGTH = 10
 
+TELLS_DRAIN = 2
+"""First revision that names the drain timeout. The pod's grace period is made from it, so a runtime
+with another default of its own must not decide."""
+
 _PLAN_ONLY = {"allowed_namespaces", "claims"}
 """Fields of `spec.adapters` that the runtime never hears of."""
 _WHEN_SET = ("allowed_uris",)
 """Left out while empty, so that services from before keep the configuration they have."""
 
 
-def runtime_config(service: InferenceService) -> RuntimeConfig:
-    """Return what the service's pods are told, with only what the spec sets."""
+def runtime_config(service: InferenceService, revision: int) -> RuntimeConfig:
+    """Return what the service's pods are told, with only what the spec sets.
+
+    Args:
+        service: What to serve.
+        revision: Version of the pod template. What is told without the spec asking for it must
+            stand behind a new one, as in `pod_template`.
+    """
     spec, metadata = service.spec, service.metadata
     model = spec.model.model_dump(exclude_none=True, exclude={"credentials_secret_ref"})
     ref = spec.model.credentials_secret_ref
@@ -45,39 +57,54 @@ def runtime_config(service: InferenceService) -> RuntimeConfig:
     for name in _WHEN_SET:
         if not adapters[name]:
             del adapters[name]
+    server = spec.server.model_dump(exclude_none=True)
+    if revision >= TELLS_DRAIN:
+        server.setdefault("drain_timeout_seconds", ServerSettings().drain_timeout_seconds)
     return RuntimeConfig(
         service=ServiceIdentity(namespace=metadata.namespace, name=metadata.name),
         model=ModelSettings.model_validate(model),
-        engine=EngineSettings.model_validate(spec.engine.model_dump(exclude_none=True)),
+        engine=EngineSettings.model_validate(_engine(service)),
         adapters=AdapterSettings.model_validate(adapters),
         cache=CacheSettings(max_bytes=spec.cache.max_bytes),
-        server=ServerSettings.model_validate(spec.server.model_dump(exclude_none=True)),
+        server=ServerSettings.model_validate(server),
     )
 
 
-def config_text(service: InferenceService) -> str:
+def _engine(service: InferenceService) -> dict[str, Any]:
+    engine = service.spec.engine.model_dump(exclude_none=True)
+    cpus = service.spec.resources.limits.get("cpu")
+    if cpus is not None:
+        # A thread per core of the node would have the container throttled for most of its time.
+        engine.setdefault("threads", max(1, int(quantity_value(cpus))))
+    return engine
+
+
+def config_text(service: InferenceService, revision: int) -> str:
     """Return the configuration file.
 
     What nobody set is left out, so that a new default of the runtime is no change of this text.
     """
-    document = runtime_config(service).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    document = runtime_config(service, revision).model_dump(
+        mode="json", by_alias=True, exclude_unset=True
+    )
     return yaml.safe_dump(document, sort_keys=True)
 
 
-def config_hash(service: InferenceService) -> str:
+def config_hash(service: InferenceService, revision: int) -> str:
     """Return the hash that names a configuration."""
-    return content_hash(config_text(service).encode())[:HASH_LENGTH]
+    return content_hash(config_text(service, revision).encode())[:HASH_LENGTH]
 
 
-def config_map_name(service: InferenceService) -> str:
+def config_map_name(service: InferenceService, revision: int) -> str:
     """Return the name of the configuration's ConfigMap."""
-    return child_name(service, f"runtime-{config_hash(service)}")
+    return child_name(service, f"runtime-{config_hash(service, revision)}")
 
 
-def config_map(service: InferenceService) -> Manifest:
+def config_map(service: InferenceService, revision: int) -> Manifest:
     """Return the immutable ConfigMap of the configuration."""
-    head = child(service, "v1", "ConfigMap", config_map_name(service), content=CONTENT_CONFIG)
-    return {**head, "immutable": True, "data": {CONFIG_FILE: config_text(service)}}
+    name = config_map_name(service, revision)
+    head = child(service, "v1", "ConfigMap", name, content=CONTENT_CONFIG)
+    return {**head, "immutable": True, "data": {CONFIG_FILE: config_text(service, revision)}}
 
 
 def shard_map_name(service: InferenceService, index: int) -> str:

@@ -185,6 +185,10 @@ def _type_of(schema: dict[str, Any]) -> str:
         return " \\| ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":
         return f"list of {_type_of(schema['items'])}"
+    if "additionalProperties" in schema:
+        return f"map of {_type_of(schema['additionalProperties'])}"
+    if schema.get("x-kubernetes-int-or-string"):
+        return "quantity"
     return str(schema.get("type", "object"))
 
 

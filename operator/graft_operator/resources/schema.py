@@ -16,6 +16,7 @@ _KEPT = frozenset(
         "items",
         "maxItems",
         "maxLength",
+        "maxProperties",
         "maximum",
         "minItems",
         "minLength",
@@ -24,12 +25,14 @@ _KEPT = frozenset(
         "properties",
         "required",
         "type",
+        "x-kubernetes-int-or-string",
         "x-kubernetes-list-map-keys",
         "x-kubernetes-list-type",
         "x-kubernetes-validations",
     }
 )
-_DROPPED = frozenset({"$defs", "additionalProperties", "title"})
+_DROPPED = frozenset({"$defs", "additionalProperties", "propertyNames", "title"})
+_KEY_MESSAGE = "a key does not have the form that keys here have"
 
 
 class SchemaError(TypeError):
@@ -73,6 +76,8 @@ def _converted(node: Mapping[str, Any], defs: Mapping[str, Any]) -> dict[str, An
             out[key] = {name: _converted(child, defs) for name, child in value.items()}
         elif key == "items":
             out[key] = _converted(value, defs)
+        elif key == "patternProperties":
+            out |= _map(value, defs)
         elif key in _KEPT:
             out[key] = _one_line(value) if key == "description" else value
         else:
@@ -81,6 +86,13 @@ def _converted(node: Mapping[str, Any], defs: Mapping[str, Any]) -> dict[str, An
         default = _without_nulls(out.pop("default"))
         out.update({"default": default} if default is not None else {})
     return out
+
+
+def _map(patterns: Mapping[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a map of values of one schema; a rule holds its keys, which no schema can."""
+    ((pattern, value),) = patterns.items()
+    rule = {"rule": f"self.all(key, key.matches('{pattern}'))", "message": _KEY_MESSAGE}
+    return {"additionalProperties": _converted(value, defs), "x-kubernetes-validations": [rule]}
 
 
 def _without_nulls(value: Any) -> Any:

@@ -52,7 +52,8 @@ class ServiceStatus(Open):
     observed_generation: int = 0
     """The generation of the spec all this was decided for."""
     conditions: Conditions = ()
-    """`Accepted`, `Available`, `Progressing`, `AdaptersSynced` and `Ready`, the summary."""
+    """`Accepted`, `PodsScheduled`, `Available`, `Progressing`, `AdaptersSynced`, `UpToDate` (the
+    pods have the operator's newest template and image) and `Ready`, the summary."""
     url: Text = ""
     """Where the service listens."""
     endpoints: Annotated[tuple[Text, ...], Field(max_length=ENDPOINTS_MAX)] = ()
@@ -66,7 +67,10 @@ class ServiceStatus(Open):
     selector: Text = ""
     """Label selector of the pods."""
     template_revision: int = 0
-    """Version of the pod template."""
+    """Version of the pod template that the pods are made from."""
+    update_available: Text | None = None
+    """Name of the newer template and default image that the operator would give the pods. It waits
+    for `spec.rollout.runtimeUpgrade`."""
     resolved_model: ResolvedModel | None = None
     """The base model as the pods found it."""
     adapters: AdapterCounts = AdapterCounts()

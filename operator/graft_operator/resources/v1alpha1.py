@@ -11,7 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE
+from graft_operator.resources.fields import Bytes, Count, Namespace, ObjectName, Seconds
 from graft_operator.resources.meta import Closed, ObjectKey, ObjectMeta
+from graft_operator.resources.placement import ResourcesSpec, SchedulingSpec
+from graft_operator.resources.rollout import RolloutSpec
 from graft_operator.resources.status import AdapterStatus, ServiceStatus
 from graft_protocol.desired import Tier
 from graft_protocol.digest import DIGEST_PATTERN
@@ -34,17 +37,12 @@ NO_DOT_DOT = {
     ]
 }
 
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Bytes = Annotated[int, Field(ge=1, le=2**53)]
-Seconds = Annotated[float, Field(ge=0.1, le=86_400)]
 Uri = Annotated[str, Field(pattern=URI_PATTERN, max_length=1024, json_schema_extra=NO_DOT_DOT)]
 UriPrefix = Annotated[
     str, Field(pattern=URI_PREFIX_PATTERN, max_length=1024, json_schema_extra=NO_DOT_DOT)
 ]
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
-ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
 ClaimName = Annotated[str, Field(pattern=CLAIM_PATTERN, max_length=253)]
-Namespace = Annotated[str, Field(min_length=1, max_length=63)]
 ServedName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=128)]
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN, max_length=128)]
 Endpoint = Annotated[str, Field(pattern=ENDPOINT_PATTERN, max_length=256)]
@@ -200,6 +198,12 @@ class InferenceServiceSpec(Closed):
     """The front doors."""
     cache: CacheSpec = CacheSpec()
     """The disk cache."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """What a pod reserves and may use: CPU, memory, GPUs."""
+    scheduling: SchedulingSpec = SchedulingSpec()
+    """Where pods may run."""
+    rollout: RolloutSpec = RolloutSpec()
+    """How pods are replaced."""
 
 
 class ServiceRef(Closed):

@@ -1,15 +1,23 @@
 """What is true of a service."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from graft_operator.plan.accept import Names, Verdict
 from graft_operator.plan.service_status import ServiceFacts, service_status
+from graft_operator.plan.template import TemplateChoice
 from graft_operator.plan.views import PodView
 from graft_operator.resources.meta import condition_of
+from graft_operator.resources.pin import TemplatePin
 from graft_operator.resources.status import ServiceStatus
 from graft_protocol.reasons import EngineState, Reason
 from graft_protocol.status import ModelReport, ProgressReport
 from tests.support.objects import make_adapter, make_pod, make_service, status_report
+
+PIN = TemplatePin(1, "image")
+NEWER = TemplatePin(2, "newer")
+NO_GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
 
 
 def status_of(*pods: PodView, verdict: Verdict | None = None, **facts: Any) -> ServiceStatus:
@@ -19,6 +27,7 @@ def status_of(*pods: PodView, verdict: Verdict | None = None, **facts: Any) -> S
         "pods": pods,
         "adapters": (),
         "set_hash": "s",
+        "template": TemplateChoice(PIN),
         "config_hash": "c",
         "url": "http://127.0.0.1:1",
         "selector": "a=b",
@@ -32,9 +41,17 @@ def turn(status: ServiceStatus, type_: str) -> tuple[str, str]:
     return found.status, found.reason
 
 
-def pod(name: str, *, ready: bool = True, config: str = "c", **facts: Any) -> PodView:
+def pod(
+    name: str,
+    *,
+    ready: bool = True,
+    config: str = "c",
+    view: Mapping[str, Any] = MappingProxyType({}),
+    **facts: Any,
+) -> PodView:
     report = status_report(name, **{"set_hash": "s", **facts})
-    return PodView(name, ready, report, address=f"http://{name}", config_hash=config)
+    made = {"config_hash": config, "template_revision": PIN.revision, "image": PIN.image}
+    return PodView(name, ready, report, address=f"http://{name}", **{**made, **view})
 
 
 def test_a_service_with_all_pods_is_ready_and_done() -> None:
@@ -115,3 +132,39 @@ def test_the_models_digest_is_kept_while_no_pod_answers() -> None:
         update={"status": ServiceStatus(resolved_model=resolved)}
     )
     assert status_of(make_pod(ready=False), service=silent).resolved_model == resolved
+
+
+def test_more_gpus_than_there_are_show_what_the_scheduler_says() -> None:
+    stuck = PodView("b", ready=False, report=None, unschedulable=NO_GPU)
+    alone = status_of(stuck)
+    assert turn(alone, "PodsScheduled") == ("False", "Unschedulable")
+    assert turn(alone, "Ready") == ("False", "Unschedulable")
+    for type_ in ("PodsScheduled", "Ready"):
+        found = condition_of(alone.conditions, type_)
+        assert found is not None
+        assert NO_GPU in found.message
+    beside = status_of(pod("a"), stuck)
+    assert turn(beside, "PodsScheduled") == ("False", "Unschedulable")
+    assert turn(beside, "Ready") == ("True", "Degraded")
+    assert turn(status_of(pod("a"), pod("b")), "PodsScheduled") == ("True", "Available")
+
+
+def test_an_update_is_offered_by_name() -> None:
+    status = status_of(pod("a"), pod("b"), template=TemplateChoice(PIN, NEWER))
+    assert status.update_available == NEWER.id
+    assert status.template_revision == PIN.revision
+    assert turn(status, "UpToDate") == ("False", "UpdateAvailable")
+    assert turn(status, "Progressing") == ("False", "Available")
+    assert turn(status_of(pod("a"), pod("b")), "UpToDate") == ("True", "Available")
+
+
+def test_a_template_that_cannot_be_rendered_is_told() -> None:
+    template = TemplateChoice(TemplatePin(99, "image"), PIN)
+    status = status_of(pod("a"), template=template, config_hash="")
+    assert turn(status, "UpToDate") == ("False", "TemplateUnknown")
+
+
+def test_a_pod_with_another_image_or_template_is_still_to_be_replaced() -> None:
+    for view in ({"image": "old"}, {"template_revision": 0}):
+        status = status_of(pod("a"), pod("b", view=view))
+        assert turn(status, "Progressing") == ("True", "Progressing")

@@ -54,8 +54,10 @@ def list_all(cluster: StoreCluster, controller: Controller) -> None:
 
 
 @asynccontextmanager
-async def controlling(cluster: StoreCluster) -> AsyncIterator[Controller]:
-    controller = Controller(cluster, SETTINGS, secret_ttl_seconds=3600)
+async def controlling(
+    cluster: StoreCluster, settings: ControlSettings = SETTINGS
+) -> AsyncIterator[Controller]:
+    controller = Controller(cluster, settings, secret_ttl_seconds=3600)
     cluster.store.subscribe(controller.on_change)
     async with controller:
         yield controller

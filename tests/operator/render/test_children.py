@@ -1,5 +1,6 @@
 """What is rendered for a service, against golden files and the rules that every pod must keep."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graft_operator.constants import TEMPLATE_NEWEST, TEMPLATE_OLDEST
 from graft_operator.plan.accept import AcceptContext, SecretFacts, accept_adapters
 from graft_operator.plan.desired import desired_shards
 from graft_operator.render.common import NAME_MAX, child_name, label_value
 from graft_operator.render.configmaps import config_hash, config_map, config_text, shard_maps
-from graft_operator.render.deployment import deployment, quantity
+from graft_operator.render.deployment import deployment
 from graft_operator.render.secrets import credential_secrets, read_token, token_secret
 from graft_operator.render.service import service_manifest
 from graft_operator.resources.admission import parse
 from graft_operator.resources.credentials import credential_key, parse_credential, with_plain_data
 from graft_operator.resources.meta import Manifest
+from graft_operator.resources.pin import TemplatePin, read_pin
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.config import RuntimeConfig
 from graft_protocol.desired import parse_shard
@@ -25,9 +28,14 @@ from tests.support.objects import make_pod, make_service
 
 DATA = Path(__file__).parents[2] / "data/render"
 CASES = sorted(path.name for path in DATA.iterdir())
+REVISIONS = range(TEMPLATE_OLDEST, TEMPLATE_NEWEST + 1)
 
 
-def children(documents: list[Manifest]) -> list[Manifest]:
+def pin(revision: int = TEMPLATE_NEWEST) -> TemplatePin:
+    return TemplatePin(revision, "graft-runtime:test")
+
+
+def children(documents: list[Manifest], revision: int = TEMPLATE_NEWEST) -> list[Manifest]:
     """Render what the documents ask for, as the reconcile does."""
     service = next(parse(InferenceService, d) for d in documents if d["kind"] == "InferenceService")
     adapters = [parse(LoraAdapter, d) for d in documents if d["kind"] == "LoraAdapter"]
@@ -44,15 +52,16 @@ def children(documents: list[Manifest]) -> list[Manifest]:
     return [
         *credential_secrets(service, keyed),
         token_secret(service, "the-token"),
-        config_map(service),
+        config_map(service, revision),
         *shard_maps(service, desired_shards(adapters, verdicts, pods)),
         service_manifest(service),
-        deployment(service, "graft-runtime:test"),
+        deployment(service, pin(revision)),
     ]
 
 
-def rendered(case: str) -> list[Manifest]:
-    return children(list(yaml.safe_load_all((DATA / case / "input.yaml").read_text())))
+def rendered(case: str, revision: int = TEMPLATE_NEWEST) -> list[Manifest]:
+    documents = list(yaml.safe_load_all((DATA / case / "input.yaml").read_text()))
+    return children(documents, revision)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -61,6 +70,44 @@ def test_children_are_those_of_the_golden_file(case: str, update_golden: bool) -
     if update_golden:
         path.write_text(yaml.safe_dump_all(rendered(case), sort_keys=False, width=100))
     assert rendered(case) == list(yaml.safe_load_all(path.read_text()))
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_every_revision_that_pods_may_have_is_still_rendered_as_it_was(
+    case: str, revision: int, update_golden: bool
+) -> None:
+    """A difference here means that the next operator would replace every running pod."""
+    path = DATA / case / f"template-{revision}.yaml"
+    parts = [
+        item
+        for item in rendered(case, revision)
+        if item["kind"] == "Deployment" or "runtime.yaml" in (item.get("data") or {})
+    ]
+    if update_golden:
+        path.write_text(yaml.safe_dump_all(parts, sort_keys=False, width=100))
+    assert parts == list(yaml.safe_load_all(path.read_text()))
+
+
+def test_the_last_three_revisions_are_rendered_and_differ() -> None:
+    assert len(REVISIONS) == 3
+    templates = [rendered("minimal", revision)[-1]["spec"]["template"] for revision in REVISIONS]
+    assert all(one["spec"] != other["spec"] for one, other in pairwise(templates))
+    with_config = [config_text(make_service(), revision) for revision in REVISIONS]
+    assert with_config[0] != with_config[1]
+
+
+def test_the_note_on_a_deployment_is_read_back() -> None:
+    for revision in REVISIONS:
+        assert read_pin(deployment(make_service(), pin(revision)), "other") == pin(revision)
+    assert read_pin(None, "other") is None
+
+
+def test_a_deployment_without_the_note_has_the_image_that_its_pods_have() -> None:
+    """As operators before the note left them."""
+    stored = deployment(make_service(), pin(1))
+    del stored["metadata"]["annotations"]
+    assert read_pin(stored, "other") == pin(1)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -148,18 +195,18 @@ def test_an_adapter_never_changes_the_pod_template() -> None:
 
 def test_a_changed_engine_setting_is_another_configuration() -> None:
     one, other = make_service(), make_service(engine={"threads": 2})
-    assert config_hash(one) != config_hash(other)
-    assert deployment(one, "i") != deployment(other, "i")
+    assert config_hash(one, 1) != config_hash(other, 1)
+    assert deployment(one, pin()) != deployment(other, pin())
 
 
 def test_what_the_spec_leaves_out_the_runtime_decides() -> None:
-    text = config_text(make_service())
+    text = config_text(make_service(), TEMPLATE_NEWEST)
     assert "engine" not in yaml.safe_load(text) or not yaml.safe_load(text)["engine"]
     assert "blockSize" not in text
 
 
 def test_more_replicas_are_no_other_configuration() -> None:
-    assert config_hash(make_service(replicas=1)) == config_hash(make_service(replicas=5))
+    assert config_hash(make_service(replicas=1), 1) == config_hash(make_service(replicas=5), 1)
 
 
 def test_the_token_is_read_back() -> None:
@@ -181,10 +228,12 @@ def test_names_of_children_fit_and_do_not_collide(names: list[str]) -> None:
         assert "." not in full
 
 
-@given(st.integers(1, 2**53))
-def test_a_size_is_written_as_kubernetes_writes_it(num_bytes: int) -> None:
-    text = quantity(num_bytes)
-    units: dict[str, Any] = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
-    digits, unit = (text[:-2], text[-2:]) if text[-2:] in units else (text, "")
-    assert int(digits) << units.get(unit, 0) == num_bytes
-    assert int(digits) % 1024 or unit == "Ei"
+def test_a_limit_on_cpu_is_the_number_of_threads_unless_the_spec_says_otherwise() -> None:
+    def threads(**spec: Any) -> Any:
+        text = config_text(make_service(**spec), TEMPLATE_NEWEST)
+        return (yaml.safe_load(text).get("engine") or {}).get("threads")
+
+    assert threads() is None
+    assert threads(resources={"limits": {"cpu": "3500m"}}) == 3
+    assert threads(resources={"limits": {"cpu": "250m"}}) == 1
+    assert threads(resources={"limits": {"cpu": 8}}, engine={"threads": 2}) == 2

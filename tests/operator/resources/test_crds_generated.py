@@ -24,8 +24,9 @@ def schemas() -> list[tuple[str, dict[str, Any]]]:
         found.append((path, node))
         for name, child in node.get("properties", {}).items():
             walk(f"{path}.{name}", child)
-        if "items" in node:
-            walk(f"{path}[]", node["items"])
+        for part in ("items", "additionalProperties"):
+            if part in node:
+                walk(f"{path}[]", node[part])
 
     for kind in (KIND_SERVICE, KIND_ADAPTER):
         version = crd(kind)["spec"]["versions"][0]
@@ -35,17 +36,21 @@ def schemas() -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(("path", "node"), schemas(), ids=[path for path, _ in schemas()])
 def test_a_schema_node_is_structural_bounded_and_described(path: str, node: dict[str, Any]) -> None:
-    assert node["type"] in {"object", "array", "string", "integer", "number", "boolean"}
+    kinds = {"object", "array", "string", "integer", "number", "boolean"}
+    assert node.get("x-kubernetes-int-or-string") or node["type"] in kinds
     allowed = {"default", "description", "enum", "items", "maxItems", "maxLength", "maximum"}
+    allowed |= {"additionalProperties", "maxProperties", "x-kubernetes-int-or-string"}
     allowed |= {"minLength", "minimum", "pattern", "properties", "required", "type"}
     allowed |= {"x-kubernetes-list-map-keys", "x-kubernetes-list-type", "x-kubernetes-validations"}
     assert node.keys() <= allowed
     in_spec = re.match(r"\w+\.spec\.", path) is not None
-    if node["type"] == "array":
+    if node.get("type") == "array":
         assert "maxItems" in node
-    if in_spec and node["type"] == "string" and "enum" not in node:
+    if "additionalProperties" in node:
+        assert "maxProperties" in node
+    if in_spec and node.get("type", "string") == "string" and "enum" not in node:
         assert "maxLength" in node
-    if in_spec and node["type"] in {"integer", "number"}:
+    if in_spec and node.get("type") in {"integer", "number"}:
         assert "minimum" in node
         assert "maximum" in node
     if in_spec and not path.endswith("[]"):
