@@ -31,6 +31,7 @@ def problems(manifest: Mapping[str, Any]) -> list[str]:
 
 def _plain(value: Any, key: str = "") -> Any:
     if isinstance(value, Mapping):
-        is_quantity = key in _QUANTITIES
+        # In a CRD, the schema of such a field has the field's name.
+        is_quantity = key in _QUANTITIES and "additionalProperties" not in value
         return {k: str(v) if is_quantity else _plain(v, k) for k, v in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
