@@ -18,6 +18,7 @@ from starlette.responses import Response
 from graft_protocol.config import ServerSettings
 from graft_runtime.metrics import Metrics
 from graft_runtime.server import health, internal, tgi, tgi_info, tokens, utility
+from graft_runtime.server.anthropic import messages
 from graft_runtime.server.backend import Backend
 from graft_runtime.server.context import Frontend, exchange_of
 from graft_runtime.server.errors import as_request_error, family_of, wire_error
@@ -25,7 +26,7 @@ from graft_runtime.server.exchange import stop
 from graft_runtime.server.internal import BearerMiddleware
 from graft_runtime.server.kserve import http as kserve
 from graft_runtime.server.limits import BODY_TIMEOUT_SECONDS, LimitsMiddleware
-from graft_runtime.server.openai import chat, completions, models
+from graft_runtime.server.openai import chat, completions, models, responses
 from graft_runtime.text.model_text import ModelTextLoader
 
 LAG_INTERVAL_SECONDS: Final = 1.0
@@ -52,7 +53,19 @@ def create_app(
     app = _application(_watch_loop(metrics))
     texts = texts or ModelTextLoader(backend.tokenizer_dir)
     app.state.frontend = Frontend(backend, settings, metrics, texts)
-    for module in (completions, chat, models, tgi, tgi_info, tokens, utility, kserve, health):
+    for module in (
+        completions,
+        chat,
+        responses,
+        messages,
+        models,
+        tgi,
+        tgi_info,
+        tokens,
+        utility,
+        kserve,
+        health,
+    ):
         app.include_router(module.router)
     app.add_middleware(
         LimitsMiddleware,

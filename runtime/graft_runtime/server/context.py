@@ -41,7 +41,7 @@ class Exchange:
     """Fields of the body that nobody here knows."""
     abort_reason: AbortReason = "client_disconnect"
     """Why its generation was closed early, if it was."""
-    family: Literal["openai", "tgi", "triton"] | None = None
+    family: Literal["openai", "tgi", "triton", "anthropic"] | None = None
     """Whose error form its answer takes, where the body decides and not the path."""
     failure_counted: bool = False
     """Whether its failure is in the metrics already."""

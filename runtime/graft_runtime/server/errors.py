@@ -32,7 +32,7 @@ from graft_runtime.errors import (
 
 _logger = logging.getLogger(__name__)
 
-Family = Literal["openai", "tgi", "triton"]
+Family = Literal["openai", "tgi", "triton", "anthropic"]
 
 _OPENAI_PATHS: Final = frozenset({"/detokenize", "/tokenizer_info", "/version", "/load"})
 """Of vLLM, beside ``/v1``."""
@@ -50,6 +50,15 @@ _OPENAI_TYPES: Final = {
     501: "NotImplementedError",
     503: "ServiceUnavailableError",
     504: "GatewayTimeoutError",
+}
+_ANTHROPIC_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
 }
 _CLOSING: Final = (BodyTooLargeError, SlowBodyError, DrainingError)
 """After these the connection is of no more use."""
@@ -77,15 +86,23 @@ def family_of(path: str) -> Family:
     """Return whose error form a path speaks, where its body does not decide."""
     if path == "/v2" or path.startswith("/v2/"):
         return "triton"
+    if path.startswith("/v1/messages"):
+        return "anthropic"
     is_openai = path in _OPENAI_PATHS or path.startswith(("/v1/", "/internal/"))
     return "openai" if is_openai else "tgi"
 
 
 def wire_error(family: Family, error: RequestError) -> WireError:
     """Return an error in a family's form."""
-    if family == "triton":
-        return triton_error(error)
-    return openai_error(error) if family == "openai" else tgi_error(error)
+    match family:
+        case "openai":
+            return openai_error(error)
+        case "anthropic":
+            return anthropic_error(error)
+        case "tgi":
+            return tgi_error(error)
+        case "triton":
+            return triton_error(error)
 
 
 def openai_error(error: RequestError) -> WireError:
@@ -123,6 +140,13 @@ def tgi_error(error: RequestError) -> WireError:
 def triton_error(error: RequestError) -> WireError:
     """Return Triton's form: a text alone."""
     return WireError(error.status, {"error": error.message}, _headers(error))
+
+
+def anthropic_error(error: RequestError) -> WireError:
+    """Return Anthropic's form, whose type says what to do; ``param`` is part of the message."""
+    fallback = "invalid_request_error" if error.status < 500 else "api_error"
+    fields = {"type": _ANTHROPIC_TYPES.get(error.status, fallback), "message": error.message}
+    return WireError(error.status, {"type": "error", "error": fields}, _headers(error))
 
 
 def _headers(error: RequestError) -> dict[str, str]:

@@ -6,7 +6,8 @@ Each surface brings its own model and its table of fields it knows and does not 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -87,6 +88,24 @@ def parse_fields(
         raise _invalid(error, prefix) from error
     ignored = present.keys() - model.model_fields.keys() - unsupported.keys()
     return fields, header_safe(f"{prefix}{name}" for name in sorted(ignored))
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Name fields in errors as the client did, where one surface is read by way of another.
+
+    Args:
+        names: From the names there to the client's.
+    """
+    try:
+        yield
+    except InvalidRequestError as error:
+        head = re.match(r"\w*", error.param or "")
+        known = head[0] if head else ""
+        if known in names:
+            error.param = names[known]
+            error.message = error.message.replace(f"`{known}", f"`{names[known]}")
+        raise
 
 
 def _changes_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:

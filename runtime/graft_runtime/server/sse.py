@@ -35,6 +35,11 @@ def event(payload: Any) -> bytes:
     return b"data: " + _encode(payload) + b"\n\n"
 
 
+def named_event(name: str, payload: Any) -> bytes:
+    """Frame one JSON value with the name of its kind."""
+    return b"event: " + name.encode() + b"\n" + event(payload)
+
+
 class SseResponse(Response):
     """A stream of events that ends with its client, its deadline or its source.
 

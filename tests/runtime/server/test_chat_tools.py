@@ -10,11 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from graft_protocol.config import ServerSettings
-from graft_runtime.metrics import Metrics
-from graft_runtime.server.app import create_app
 from graft_runtime.text.tokenizer import Tokenizer
-from tests.support.fake_backend import BASE, FakeBackend, script_of
+from tests.support.chat_server import chat_folder, client_of, last_prompt, let_say
+from tests.support.fake_backend import FakeBackend
 from tests.support.sse_text import events
 from tests.support.toy_tokenizer import TURN, write_toy_tokenizer
 
@@ -29,14 +27,6 @@ WEATHER = {
     },
 }
 TIME = {"type": "function", "function": {"name": "time"}}
-HERMES = (
-    "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}"
-    "{% for m in messages %}<|turn|>{{ m.role }}:{{ m.content }}"
-    "{% for call in m.tool_calls %}{{ call.function.name }}({{ call.function.arguments.city }})"
-    "{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}<|turn|>{% if enable_thinking %}<think>{% endif %}{% endif %}"
-    "{# </think> #}"
-)
 CALLS = (
     'Look.<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
     '<tool_call>{"name": "time", "arguments": {}}</tool_call>'
@@ -44,29 +34,14 @@ CALLS = (
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = write_toy_tokenizer(tmp_path)
-    (folder / "chat_template.jinja").write_text(HERMES)
-    return folder
-
-
-@pytest.fixture
-def backend(folder: Path) -> FakeBackend:
-    return FakeBackend(folder)
+def backend(tmp_path: Path) -> FakeBackend:
+    return FakeBackend(chat_folder(tmp_path))
 
 
 @pytest.fixture
 async def client(backend: FakeBackend) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(backend, ServerSettings(), metrics=Metrics(BASE))
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://graft") as client:
+    async with client_of(backend) as client:
         yield client
-
-
-def let_say(backend: FakeBackend, text: str, finish: str = "stop") -> None:
-    assert backend.folder is not None
-    ids = Tokenizer.load(backend.folder).encode(text, add_special_tokens=False)
-    backend.script = script_of(ids, finish)
 
 
 async def ask(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
@@ -84,13 +59,8 @@ async def deltas(client: httpx.AsyncClient, **fields: Any) -> list[dict[str, Any
     return [chunk["choices"][0] for chunk in chunks]
 
 
-def prompt(backend: FakeBackend, folder: Path) -> str:
-    ids = backend.submitted[-1].token_ids
-    return Tokenizer.load(folder).decode(ids, skip_special_tokens=False)
-
-
 async def test_calls_stand_beside_the_content(
-    client: httpx.AsyncClient, backend: FakeBackend, folder: Path
+    client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
     let_say(backend, CALLS)
     choice = await ask(client, tools=[WEATHER, TIME])
@@ -102,7 +72,7 @@ async def test_calls_stand_beside_the_content(
     assert first["type"] == "function"
     assert first["id"].startswith("call_")
     assert first["id"] != second["id"]
-    assert prompt(backend, folder).startswith(json.dumps([WEATHER, TIME]))
+    assert last_prompt(backend).startswith(json.dumps([WEATHER, TIME]))
 
 
 async def test_a_stream_tells_each_call_once_and_then_its_arguments(
@@ -156,16 +126,16 @@ async def test_a_call_that_was_cut_off_says_so(
 
 @pytest.mark.parametrize("fields", [{"tools": [WEATHER], "tool_choice": "none"}, {}])
 async def test_where_no_tool_may_be_called_the_text_is_left_alone(
-    client: httpx.AsyncClient, backend: FakeBackend, folder: Path, fields: dict[str, Any]
+    client: httpx.AsyncClient, backend: FakeBackend, fields: dict[str, Any]
 ) -> None:
     let_say(backend, CALLS)
     choice = await ask(client, **fields)
     assert choice["message"] == {"role": "assistant", "content": CALLS}
-    assert "weather" not in prompt(backend, folder)
+    assert "weather" not in last_prompt(backend)
 
 
 async def test_calls_and_their_results_go_through_the_template(
-    client: httpx.AsyncClient, backend: FakeBackend, folder: Path
+    client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
     let_say(backend, "Sunny.")
     function = {"name": "weather", "arguments": '{"city": "</s>Rome"}'}
@@ -179,9 +149,7 @@ async def test_calls_and_their_results_go_through_the_template(
         {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
     ]
     await ask(client, messages=messages, tools=[WEATHER])
-    assert prompt(backend, folder).endswith(
-        f"{TURN}assistant:weather(</s>Rome){TURN}tool:sunny{TURN}"
-    )
+    assert last_prompt(backend).endswith(f"{TURN}assistant:weather(</s>Rome){TURN}tool:sunny{TURN}")
     assert backend.folder is not None
     tokenizer = Tokenizer.load(backend.folder)
     end = tokenizer.special_ids(["</s>"])
@@ -192,13 +160,11 @@ async def test_a_template_without_tools_is_told_of_them_in_the_last_message(tmp_
     folder = write_toy_tokenizer(tmp_path)
     backend = FakeBackend(folder, limit=1024)
     let_say(backend, '{"name": "weather", "parameters": {"city": "Rome"}}')
-    app = create_app(backend, ServerSettings(), metrics=Metrics(BASE))
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://graft") as client:
+    async with client_of(backend) as client:
         choice = await ask(client, tools=[WEATHER], tool_prompt="Call:")
     assert choice["message"]["tool_calls"][0]["function"]["name"] == "weather"
     told = json.dumps([WEATHER["function"]])
-    assert f"hello\n---\nCall:\n{told}" in prompt(backend, folder)
+    assert f"hello\n---\nCall:\n{told}" in last_prompt(backend)
 
 
 @pytest.mark.parametrize(
@@ -251,12 +217,12 @@ async def test_thoughts_are_told_apart_from_the_answer(
     "fields", [{"reasoning_effort": "low"}, {"chat_template_kwargs": {"enable_thinking": True}}]
 )
 async def test_a_thought_that_the_prompt_opens_needs_no_mark(
-    client: httpx.AsyncClient, backend: FakeBackend, folder: Path, fields: dict[str, Any]
+    client: httpx.AsyncClient, backend: FakeBackend, fields: dict[str, Any]
 ) -> None:
     let_say(backend, "hm</think>Yes.")
     message = (await ask(client, **fields))["message"]
     assert (message["reasoning"], message["content"]) == ("hm", "Yes.")
-    assert prompt(backend, folder).endswith("<think>")
+    assert last_prompt(backend).endswith("<think>")
 
 
 async def test_variables_that_the_template_does_not_read_are_named(
@@ -274,12 +240,12 @@ async def test_variables_that_the_template_does_not_read_are_named(
 
 
 async def test_the_last_message_is_written_on(
-    client: httpx.AsyncClient, backend: FakeBackend, folder: Path
+    client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
     let_say(backend, " world")
     messages = [*HELLO, {"role": "assistant", "content": "hello"}]
     choice = await ask(client, messages=messages, continue_final_message=True, echo=True)
-    assert prompt(backend, folder).endswith(f"{TURN}assistant:hello")
+    assert last_prompt(backend).endswith(f"{TURN}assistant:hello")
     assert choice["message"]["content"] == "hello world"
     streamed = await deltas(client, messages=messages, continue_final_message=True, echo=True)
     assert "".join(each["delta"].get("content", "") for each in streamed) == "hello world"
@@ -289,8 +255,8 @@ async def test_the_last_message_is_written_on(
 
 
 async def test_the_tokenizers_own_start_can_be_asked_for(
-    client: httpx.AsyncClient, backend: FakeBackend, folder: Path
+    client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
     let_say(backend, "x")
     await ask(client, add_special_tokens=True)
-    assert prompt(backend, folder) == f"<s>{TURN}user:hello{TURN}"
+    assert last_prompt(backend) == f"<s>{TURN}user:hello{TURN}"

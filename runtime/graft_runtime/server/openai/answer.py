@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,18 @@ async def answer_whole(request: Request, work: Coroutine[Any, Any, dict[str, Any
     )
 
 
-def answer_stream(request: Request, events: AsyncGenerator[bytes, None]) -> Response:
-    """Answer with events; they bring their own ``[DONE]``."""
+def answer_stream(
+    request: Request,
+    events: AsyncGenerator[bytes, None],
+    *,
+    error_events: Callable[[RequestError], Sequence[bytes]] = stream_error,
+) -> Response:
+    """Answer with events; they bring their own ``[DONE]``, if the surface has one."""
     exchange = exchange_of(request.scope)
     return SseResponse(
         exchange,
         events,
-        error_events=stream_error,
+        error_events=error_events,
         timeout_seconds=frontend_of(request).settings.request_timeout_seconds,
         headers=exchange.headers(),
     )

@@ -14,6 +14,7 @@ from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.generation import End, Job, Piece, Token
 from graft_runtime.server.openai.answer import Usage, finish_reason, stop_reason
 from graft_runtime.server.openai.chat_fields import ChatFields
+from graft_runtime.server.openai.chat_message import ChatMessage
 from graft_runtime.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from graft_runtime.server.openai.speech import Speech, SpeechPlan
 from graft_runtime.server.sse import DONE, event
@@ -53,6 +54,7 @@ class _Choice:
     """One choice, as it grows."""
 
     speech: Speech
+    message: ChatMessage = field(default_factory=ChatMessage)
     tokens: list[Token] = field(default_factory=list)
     end: End | None = None
 
@@ -60,7 +62,7 @@ class _Choice:
         """Take a piece and return the deltas that it makes certain."""
         self.tokens += piece.tokens
         self.end = piece.end
-        return self.speech.push(piece.text, is_last=piece.end is not None)
+        return self.message.take(self.speech.push(piece.text, is_last=piece.end is not None))
 
     @property
     def finish_reason(self) -> str | None:
@@ -91,7 +93,7 @@ async def whole(frontend: Frontend, exchange: Exchange, call: ChatCall) -> dict[
 
 
 def _whole_choice(call: ChatCall, index: int, choice: _Choice) -> dict[str, Any]:
-    message = choice.speech.message()
+    message = choice.message.to_json()
     if call.echoed:
         message["content"] = call.echoed + (message["content"] or "")
     return {

@@ -1,6 +1,7 @@
-"""What a choice of a chat says, in OpenAI's forms: deltas as it comes, a message in the end.
+"""What one choice says: its text read for thoughts and calls, by what was asked and is known.
 
-`chat_answer` feeds it pieces of text; the reading itself is `graft_runtime.text.speech`.
+The surfaces feed it pieces of text and put what it says into their own forms; the reading itself is
+`graft_runtime.text.speech`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import secrets
 import string
 import uuid
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from graft_runtime.server.openai.tool_fields import Tools
 from graft_runtime.text.chat import ChatTemplate
@@ -34,6 +35,17 @@ from graft_runtime.text.tokenizer import Tokenizer
 
 _MISTRAL_ID_CHARS: Final = 9
 """Mistral's templates take no other ids back."""
+
+
+@dataclass(frozen=True)
+class Called:
+    """A call that the client will hear of; its arguments follow."""
+
+    id: str
+    name: str
+
+
+Said = Content | Thought | Called | CallArguments
 
 
 @dataclass(frozen=True)
@@ -81,83 +93,49 @@ class SpeechPlan:
                 return None
 
 
-@dataclass
-class _Call:
-    """One call as it grows."""
-
-    id: str
-    name: str
-    arguments: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        function = {"name": self.name, "arguments": "".join(self.arguments)}
-        return {"id": self.id, "type": "function", "function": function}
-
-
 class Speech:
     """One choice, from its first piece of text to its last."""
 
     def __init__(self, plan: SpeechPlan) -> None:
         self._plan = plan
         self._reader = plan.reader()
-        self._content: list[str] = []
-        self._thoughts: list[str] = []
-        self._calls: list[_Call] = []
+        self._num_calls = 0
         self._is_dropping = False
         """Whether the call being written is one too many."""
 
     @property
+    def has_calls(self) -> bool:
+        """Whether the client has heard of a call."""
+        return self._num_calls > 0
+
+    @property
     def ends_in_calls(self) -> bool:
         """Whether the answer's end is a request to run tools; a named one is the answer itself."""
-        return bool(self._calls) and self._plan.tools.mode != "named"
+        return self.has_calls and self._plan.tools.mode != "named"
 
-    def push(self, text: str, *, is_last: bool) -> list[dict[str, Any]]:
-        """Read more text and return the deltas that became certain."""
+    def push(self, text: str, *, is_last: bool) -> list[Said]:
+        """Read more text and return what became certain."""
         events = self._reader.push(text)
         if is_last:
             events += self._reader.flush()
-        return [delta for each in events for delta in self._deltas(each)]
+        said = map(self._said, events)
+        return [each for each in said if each is not None]
 
-    def message(self) -> dict[str, Any]:
-        """Return the whole message."""
-        text = "".join(self._content)
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if self._thoughts:
-            thoughts = "".join(self._thoughts)
-            message |= {"reasoning_content": thoughts, "reasoning": thoughts}
-        if self._calls:
-            message["content"] = text or None
-            message["tool_calls"] = [call.to_json() for call in self._calls]
-        return message
-
-    def _deltas(self, event: Event) -> list[dict[str, Any]]:
+    def _said(self, event: Event) -> Said | None:
+        """Return an event, unless the client does not want to hear of it."""
         match event:
-            case Content(text):
-                self._content.append(text)
-                return [{"content": text}]
-            case Thought(text):
-                if not self._plan.shows_thoughts:
-                    return []
-                self._thoughts.append(text)
-                return [{"reasoning_content": text, "reasoning": text}]
+            case Content():
+                return event
+            case Thought():
+                return event if self._plan.shows_thoughts else None
             case CallBegun(name):
-                return self._begin(name)
-            case CallArguments(text):
+                self._is_dropping = self.has_calls and not self._plan.tools.is_parallel
                 if self._is_dropping:
-                    return []
-                self._calls[-1].arguments.append(text)
-                return [self._delta({"function": {"arguments": text}})]
-
-    def _begin(self, name: str) -> list[dict[str, Any]]:
-        self._is_dropping = bool(self._calls) and not self._plan.tools.is_parallel
-        if self._is_dropping:
-            return []
-        call = _Call(_call_id(self._plan.form), name)
-        self._calls.append(call)
-        return [self._delta(call.to_json())]
-
-    def _delta(self, call: dict[str, Any]) -> dict[str, Any]:
-        return {"tool_calls": [{"index": len(self._calls) - 1, **call}]}
+                    return None
+                self._num_calls += 1
+                return Called(_call_id(self._plan.form), name)
+            case CallArguments():
+                return None if self._is_dropping else event
 
 
 def _call_id(form: CallForm) -> str:

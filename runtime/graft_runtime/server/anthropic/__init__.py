@@ -1,0 +1,1 @@
+"""Anthropic's surface: messages in, one message of content blocks out."""
