@@ -75,6 +75,16 @@ def loader(settings_file: Path) -> None:
     run_loader(LoaderChildSettings.model_validate_json(settings_file.read_bytes()))
 
 
+@main.command(hidden=True)
+@click.argument("model_dir", type=click.Path(path_type=Path, file_okay=False))
+def grammar(model_dir: Path) -> None:
+    """Run a grammar checker (started by the server)."""
+    _become_child("grammar")
+    from graft_runtime.sampling.grammar_worker import run_grammar_worker
+
+    run_grammar_worker(model_dir)
+
+
 async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) -> int:
     """Run everything until a signal, drain, and return the exit status."""
     # Here, so that the children start without what only the server needs.

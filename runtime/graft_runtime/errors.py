@@ -4,6 +4,7 @@ GraftRuntimeError
 |-- ReasonedError              a source, artifact or configuration cannot be used
 |-- ShapeError                 a caller inside the runtime passed tensors that disagree
 |-- ChildDiedError             the engine or loader process is gone
+|-- GrammarError               a form that an output should have cannot be followed
 `-- RequestError               a request gets this as its answer
     |-- InvalidRequestError        400/422: a parameter cannot be honoured
     |   |-- ContextLengthError     400/422: prompt and output do not fit the context
@@ -54,6 +55,10 @@ class ShapeError(GraftRuntimeError):
 
 class ChildDiedError(GraftRuntimeError):
     """A child process is gone; the supervisor starts another."""
+
+
+class GrammarError(GraftRuntimeError):
+    """A form that an output should have is malformed, not supported or too large; says which."""
 
 
 class RequestError(GraftRuntimeError):

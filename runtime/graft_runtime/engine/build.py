@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -13,12 +14,13 @@ from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.engine.engine import Engine, EngineLimits
 from graft_runtime.engine.runner import Runner
 from graft_runtime.engine.scheduler import SchedulerLimits
-from graft_runtime.errors import ReasonedError
+from graft_runtime.errors import GrammarError, ReasonedError
 from graft_runtime.ipc.messages import EngineProgress, EngineReady, Sampling, Submit
 from graft_runtime.layers.attention.base import KvLayout, kv_bytes_per_block
 from graft_runtime.models.arch import DecoderArch, load_arch
 from graft_runtime.models.serving_dtype import serving_dtype
 from graft_runtime.models.weights import load_decoder
+from graft_runtime.sampling.grammar import Vocabulary
 from graft_runtime.settings import EngineChildSettings
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
         EngineLimits(limits, num_blocks, max_model_len, eos_ids, arch.rope),
         Runner(model, device),
         slots,
+        _vocabulary(settings.model_dir, arch),
     )
     tell(EngineProgress("warming up"))
     _warm_up(engine)
@@ -94,6 +97,16 @@ def _device(options: EngineSettings) -> torch.device:
     if options.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(options.device)
+
+
+def _vocabulary(model_dir: Path, arch: DecoderArch) -> Vocabulary | None:
+    """Read the tokenizer for grammars; a model without a fitting one serves all else."""
+    try:
+        serialized = (model_dir / "tokenizer.json").read_text(encoding="utf-8")
+        return Vocabulary(serialized, vocab_size=arch.vocab_size, eos_ids=arch.eos_token_ids)
+    except (OSError, UnicodeDecodeError, GrammarError) as error:
+        logger.warning("no structured output with this model", extra={"problem": str(error)})
+        return None
 
 
 def _max_model_len(settings: EngineChildSettings, arch: DecoderArch, num_blocks: int) -> int:

@@ -11,8 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from graft_runtime.engine.compilations import Compilations
 from graft_runtime.engine.kv_cache import BlockPool
-from graft_runtime.engine.outputs import NO_TOKEN, NOT_FINITE, RowOutput, row_outputs, token_output
+from graft_runtime.engine.outputs import (
+    NO_TOKEN,
+    NOT_FINITE,
+    RowOutput,
+    impossible,
+    row_outputs,
+    token_output,
+)
 from graft_runtime.engine.plan import StepPlan, StepResult, build_plan
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.residency import Residency, Slots
@@ -27,6 +35,7 @@ from graft_runtime.ipc.messages import (
     TokenOutput,
 )
 from graft_runtime.layers.rope_spec import PLAIN_ROPE, RopeSpec
+from graft_runtime.sampling.grammar import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +91,23 @@ class StepReport:
 class Engine:
     """Continuous batching over one model and many adapters."""
 
-    def __init__(self, limits: EngineLimits, runner: Launcher, slots: Slots) -> None:
+    def __init__(
+        self,
+        limits: EngineLimits,
+        runner: Launcher,
+        slots: Slots,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            limits: What the engine was built for.
+            runner: What runs the steps.
+            slots: The adapters' place on the device.
+            vocabulary: The tokens as grammars see them; None where there can be none.
+        """
         self.limits = limits
+        self._compilations = Compilations(vocabulary)
         self._runner = runner
         self._report = StepReport()
         self._counters = Counters()
@@ -117,11 +141,14 @@ class Engine:
         )
         if request.adapter is not None:
             self._residency.acquire(request.adapter)
-        self._scheduler.add(request)
+        if sampling.grammar is None:
+            self._scheduler.add(request)
+        else:
+            self._compilations.add(request)
 
     def abort(self, request_id: str) -> None:
         """Forget a request and free what it holds, whatever phase it is in."""
-        request = self._scheduler.get(request_id)
+        request = self._find(request_id)
         if request is not None:
             self._end(request)
 
@@ -139,6 +166,7 @@ class Engine:
         return bool(
             self._scheduler.num_running
             or self._scheduler.num_waiting
+            or self._compilations
             or self._residency.has_work
             or self._report.outputs
             or self._report.adapters
@@ -151,6 +179,7 @@ class Engine:
 
     def step(self) -> StepReport:
         """Schedule, launch and retire one step; return what it produced."""
+        self._admit_compiled()
         self._fail_hopeless()
         self._residency.advance(self._slots_in_use())
         rows = self._scheduler.schedule()
@@ -202,9 +231,20 @@ class Engine:
             return f"the prompt leaves no room in a context of {self.limits.max_model_len} tokens"
         if message.adapter is not None and not self._residency.knows(message.adapter):
             return f"adapter {message.adapter} is not registered"
-        if self._scheduler.get(message.request_id) is not None:
+        if self._find(message.request_id) is not None:
             return "a request with this id is running"
         return None
+
+    def _find(self, request_id: str) -> Request | None:
+        return self._scheduler.get(request_id) or self._compilations.get(request_id)
+
+    def _admit_compiled(self) -> None:
+        """Queue the requests whose grammar is ready."""
+        for request, error in self._compilations.take():
+            self._scheduler.add(request)
+            if error is not None:
+                self._end(request)
+                self._report.outputs.append(impossible(request.request_id, error))
 
     def _fail_hopeless(self) -> None:
         """Answer requests whose adapter could not be loaded."""
@@ -250,7 +290,7 @@ class Engine:
             return
         if token == NO_TOKEN:
             self._end(request)
-            self._report.outputs.append(_impossible(request.request_id))
+            self._report.outputs.append(impossible(request.request_id, _no_token(request)))
             return
         self._counters.generation_tokens += 1
         finish = request.append(token, self.limits.max_model_len)
@@ -265,7 +305,10 @@ class Engine:
     def _end(
         self, request: Request, finish: FinishReason | None = None, error: str | None = None
     ) -> None:
-        self._scheduler.remove(request)
+        if self._compilations.get(request.request_id) is request:
+            self._compilations.remove(request)
+        else:
+            self._scheduler.remove(request)
         if request.adapter is not None:
             self._residency.give_back(request.adapter)
         if finish is not None:
@@ -276,6 +319,9 @@ def _ended(request_id: str, finish: FinishReason, error: str | None) -> TokenOut
     return TokenOutput(request_id, [], None, finish, error)
 
 
-def _impossible(request_id: str) -> TokenOutput:
-    message = "the request's own rules leave no token that could come next"
-    return TokenOutput(request_id, [], None, "error", message, is_impossible=True)
+def _no_token(request: Request) -> str:
+    """Say why no token can come next."""
+    failed = None if request.grammar is None else request.grammar.error
+    if failed is not None:
+        return f"the output's grammar cannot be followed any further: {failed}"
+    return "the request's own rules leave no token that could come next"

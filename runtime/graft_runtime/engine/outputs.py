@@ -70,6 +70,11 @@ def token_output(request: Request, row: RowOutput, finish: FinishReason | None) 
     )
 
 
+def impossible(request_id: str, message: str) -> TokenOutput:
+    """Return the end of a request that cannot be fulfilled by what it asks for itself."""
+    return TokenOutput(request_id, [], None, "error", message, is_impossible=True)
+
+
 def _prompt_scores(row: Row, prompt: PromptScores | None, start: int) -> list[TokenScore]:
     if prompt is None:
         return []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from graft_runtime.engine.kv_cache import BlockKey, next_key, root_key
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.ipc.messages import FinishReason, Sampling, TokenScore
+from graft_runtime.sampling.grammar import GrammarState
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +27,9 @@ class Request:
     """Order of arrival, the only notion of age in the scheduler."""
     stop_ids: frozenset[int] = frozenset()
     rules: TokenRules | None = None
+    grammar: GrammarState | None = None
+    """How far the output has come in its grammar. It lives as long as the request, so a preempted
+    one goes on where it was."""
     rope_variant: int = 0
     """See `RopeSpec.variant`; the same from the first token to the last."""
     num_computed: int = 0
@@ -71,8 +75,14 @@ class Request:
         self.tokens.append(token_id)
         if self.rules is not None:
             self.rules.add(token_id)
-        if token_id in self.stop_ids:
+        if token_id in self.stop_ids or self._completes_grammar(token_id):
             return "stop"
         if self.num_output >= self.sampling.max_tokens or len(self.tokens) >= max_model_len:
             return "length"
         return None
+
+    def _completes_grammar(self, token_id: int) -> bool:
+        if self.grammar is None:
+            return False
+        self.grammar.advance(token_id)
+        return self.grammar.is_complete

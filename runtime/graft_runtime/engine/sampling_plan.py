@@ -1,7 +1,7 @@
 """The sampling part of a step's plan: requests' parameters and token rules as flat arrays.
 
 Shape legend: S rows whose next token is chosen, B biased tokens of all rows, A allowed tokens of
-all rows, C distinct tokens of the contexts of all penalised rows.
+all rows, C distinct tokens of the contexts of all penalised rows, G rows that follow a grammar.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.token_rules import TokenRules, as_values
 from graft_runtime.ipc.messages import Sampling
-from graft_runtime.sampling.batch import Edits, IntArray, SamplingBatch
+from graft_runtime.sampling.batch import Edits, IntArray, SamplingBatch, TokenMasks
 
 
 def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
@@ -38,7 +38,18 @@ def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
         num_top_S=column(lambda one: one.top_logprobs, np.int64),
         is_processed_S=column(lambda one: one.processed_logprobs, np.bool_),
         edits=_edits(requests),
+        masks=_masks(requests),
     )
+
+
+def _masks(requests: Sequence[Request]) -> TokenMasks | None:
+    """Return which tokens the requests' grammars allow next; None when nobody has one."""
+    followed = [(row, one.grammar) for row, one in enumerate(requests) if one.grammar is not None]
+    if not followed:
+        return None
+    states = [state for _, state in followed]
+    rows_G = np.array([row for row, _ in followed], dtype=np.int64)
+    return TokenMasks(rows_G, states[0].vocabulary.fill(states))
 
 
 def _edits(requests: Sequence[Request]) -> Edits | None:

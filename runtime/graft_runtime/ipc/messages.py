@@ -52,6 +52,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Whether these are of the distribution that was drawn from, not of the model's own."""
     prompt_logprobs: int | None = None
     """As ``top_logprobs`` for each token of the prompt but the first; None returns nothing."""
+    grammar: str | None = None
+    """Text of the grammar that the output follows; checked by `graft_runtime.sampling`."""
 
     @property
     def penalises(self) -> bool:

@@ -3,7 +3,8 @@
 The engine's plan carries one; the sampler reads it.
 
 Shape legend: S rows whose next token is chosen, B biased tokens of all rows, A allowed tokens of
-all rows, C distinct tokens of the contexts of all penalised rows.
+all rows, C distinct tokens of the contexts of all penalised rows, G rows that follow a grammar, W
+words of one bit per token.
 """
 
 from __future__ import annotations
@@ -48,6 +49,15 @@ class Edits:
 
 
 @dataclass(frozen=True)
+class TokenMasks:
+    """Which tokens rows may have at all, packed. Rows are indices into S, ascending."""
+
+    rows_G: IntArray
+    words_GW: npt.NDArray[np.int32]
+    """The lowest bit of the first word is token 0; a bit that is not set forbids."""
+
+
+@dataclass(frozen=True)
 class SamplingBatch:
     """Parameters of each row."""
 
@@ -73,3 +83,4 @@ class SamplingBatch:
     is_processed_S: npt.NDArray[np.bool_]
     """Whether log probabilities are those of the distribution that is drawn from."""
     edits: Edits | None
+    masks: TokenMasks | None = None

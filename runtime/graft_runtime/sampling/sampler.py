@@ -18,6 +18,7 @@ from torch import Tensor
 
 from graft_runtime.sampling.batch import SamplingBatch
 from graft_runtime.sampling.logprobs import Scores, score
+from graft_runtime.sampling.masks import apply_masks
 from graft_runtime.sampling.penalties import apply_edits
 from graft_runtime.sampling.philox import uniforms
 from graft_runtime.sampling.processors import keep_min_p, keep_top_k, keep_top_p, keep_typical
@@ -55,6 +56,9 @@ def sample(logits_SV: Tensor, batch: SamplingBatch) -> Sampled:
         scores_nV = logits_SV[rows_n]
         if batch.edits is not None:
             apply_edits(scores_nV, batch.edits, rows)
+        if batch.masks is not None:
+            apply_masks(scores_nV, batch.masks, rows)
+        if batch.edits is not None or batch.masks is not None:
             is_stuck_S[rows_n] = scores_nV.amax(dim=-1) == float("-inf")
         tokens_S[rows_n] = _choose(scores_nV, batch, rows)
     scores = _score(logits_SV, scores_nV, tokens_S, batch, rows) if batch.wants_logprobs else None
@@ -69,8 +73,10 @@ def sample(logits_SV: Tensor, batch: SamplingBatch) -> Sampled:
 
 def _processed_rows(batch: SamplingBatch) -> Rows:
     """Return the rows that are more than the best of their logits, ascending."""
-    drawn = np.flatnonzero(batch.temperature_S > 0)
-    return drawn if batch.edits is None else np.union1d(drawn, batch.edits.rows())
+    rows: Rows = np.flatnonzero(batch.temperature_S > 0)
+    if batch.edits is not None:
+        rows = np.union1d(rows, batch.edits.rows())
+    return rows if batch.masks is None else np.union1d(rows, batch.masks.rows_G)
 
 
 def _choose(scores_nV: Tensor, batch: SamplingBatch, rows: Rows) -> Tensor:

@@ -23,6 +23,7 @@ from graft_runtime.server.backend import Backend
 from graft_runtime.server.context import Frontend, exchange_of
 from graft_runtime.server.errors import as_request_error, family_of, wire_error
 from graft_runtime.server.exchange import stop
+from graft_runtime.server.grammars import GrammarChecker
 from graft_runtime.server.internal import BearerMiddleware
 from graft_runtime.server.kserve import http as kserve
 from graft_runtime.server.limits import BODY_TIMEOUT_SECONDS, LimitsMiddleware
@@ -50,9 +51,10 @@ def create_app(
         texts: The text tools, if the caller shares them (to load them before the first request).
         body_timeout_seconds: How long a request's body may take to arrive.
     """
-    app = _application(_watch_loop(metrics))
+    grammars = GrammarChecker(backend.tokenizer_dir)
+    app = _application(_lifespan(metrics, grammars))
     texts = texts or ModelTextLoader(backend.tokenizer_dir)
-    app.state.frontend = Frontend(backend, settings, metrics, texts)
+    app.state.frontend = Frontend(backend, settings, metrics, texts, grammars)
     for module in (
         completions,
         chat,
@@ -117,8 +119,10 @@ async def _routing_failed(request: Request, error: Exception) -> Response:
     return response
 
 
-def _watch_loop(metrics: Metrics) -> Callable[[FastAPI], AsyncIterator[None]]:
-    """Return a lifespan during which the loop's delays are measured."""
+def _lifespan(
+    metrics: Metrics, grammars: GrammarChecker
+) -> Callable[[FastAPI], AsyncIterator[None]]:
+    """Return a lifespan that measures the loop's delays and leaves no child behind."""
 
     async def measure() -> None:
         loop = asyncio.get_running_loop()
@@ -133,5 +137,6 @@ def _watch_loop(metrics: Metrics) -> Callable[[FastAPI], AsyncIterator[None]]:
             yield
         finally:
             await stop(task)
+            await grammars.close()
 
     return lifespan

@@ -15,6 +15,7 @@ from starlette.types import Scope
 from graft_protocol.config import ServerSettings
 from graft_runtime.metrics import AbortReason, Metrics
 from graft_runtime.server.backend import Backend
+from graft_runtime.server.grammars import GrammarChecker
 from graft_runtime.text.model_text import ModelTextLoader
 
 
@@ -26,6 +27,7 @@ class Frontend:
     settings: ServerSettings
     metrics: Metrics
     texts: ModelTextLoader
+    grammars: GrammarChecker
 
 
 @dataclass

@@ -30,6 +30,7 @@ from graft_runtime.server.prompts import (
     job_ids,
 )
 from graft_runtime.server.sse import SseResponse, event
+from graft_runtime.server.structured import constrain
 from graft_runtime.server.tgi_details import (
     Call,
     Output,
@@ -96,6 +97,7 @@ async def _prepare(
     if parameters.truncate is not None:
         ids = ids[-parameters.truncate :]
     sampling = parameters.sampling(max_tokens=_room(len(ids), parameters, limit))
+    sampling = await constrain(frontend, sampling, parameters.form)
     id = job_ids(exchange, 1)[0]
     job = Job(id, ids, sampling, target, text.tokenizer, parameters.stop, keep_stop=True)
     first, *rest = fork(job, parameters.best_of)

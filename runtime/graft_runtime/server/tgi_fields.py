@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final
 
 from pydantic import Field, field_validator, model_validator
@@ -25,14 +26,13 @@ from graft_runtime.server.fields import (
     parse_fields,
 )
 from graft_runtime.server.prompts import draw_seed
+from graft_runtime.server.structured import Form, response_form
 
 MAX_TOP_TOKENS: Final = 5
 """TGI's own default."""
 
 UNSUPPORTED_PARAMETERS: Final[Unsupported] = {
     "watermark": (False,),
-    "grammar": (),
-    "response_format": (),
     "adapter_source": (),
     "adapter_parameters": (),
     "merged_adapters": (),
@@ -67,6 +67,8 @@ class Parameters(Fields):
     truncate: PositiveInt | None = None
     adapter_id: ModelName | None = None
     ignore_eos_token: bool = False
+    grammar: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -109,6 +111,27 @@ class Parameters(Fields):
         if self.best_of > 1 and self.seed is not None:
             message = "`seed` must not be set when `best_of` > 1"
             raise InvalidRequestError(message, param="parameters.best_of")
+        return self
+
+    @cached_property
+    def form(self) -> Form | None:
+        """What the output must look like: TGI's ``grammar`` or LoRAX's ``response_format``.
+
+        Raises:
+            InvalidRequestError: Malformed, or both are there.
+        """
+        if self.grammar is not None and self.response_format is not None:
+            message = "`grammar` and `response_format` exclude each other"
+            raise InvalidRequestError(message, param="parameters.grammar")
+        if self.grammar is not None:
+            return response_form(self.grammar, "parameters.grammar")
+        if self.response_format is not None:
+            return response_form(self.response_format, "parameters.response_format")
+        return None
+
+    @model_validator(mode="after")
+    def _form_is_readable(self) -> Parameters:
+        _ = self.form
         return self
 
     def check_streamable(self) -> None:

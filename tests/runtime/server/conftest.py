@@ -41,3 +41,4 @@ async def client(backend: FakeBackend, metrics: Metrics) -> AsyncIterator[httpx.
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://graft") as client:
         yield client
+    await app.state.frontend.grammars.close()

@@ -94,7 +94,6 @@ async def test_logprobs_name_tokens_and_bytes(client: httpx.AsyncClient) -> None
     [
         ("functions", [{"name": "f"}]),
         ("tool_choice", "required"),
-        ("response_format", {"type": "json_schema"}),
         ("top_logprobs", 2),  # without logprobs
         ("top_logprobs", 21),
         ("chat_template", "{{ 1 }}"),

@@ -23,8 +23,6 @@ async def refused(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
         ("best_of", 3),
         ("suffix", "x"),
         ("prompt_embeds", "x"),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "a"}),
         ("api_token", "secret"),
         ("use_beam_search", True),
     ],

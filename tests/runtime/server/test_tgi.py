@@ -172,7 +172,7 @@ async def test_truncation_keeps_the_end(
         ("best_of", 9),
         ("best_of", 0),
         ("watermark", True),
-        ("grammar", {"type": "regex", "value": "a"}),
+        ("grammar", "a+"),
         ("top_n_tokens", 6),
         ("typical_p", 0),
         ("repetition_penalty", 0),

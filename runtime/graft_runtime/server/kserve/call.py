@@ -20,6 +20,7 @@ from graft_runtime.server.kserve.contract import VERSION, Inputs
 from graft_runtime.server.kserve.sampling import KNOWN_UNSUPPORTED, TritonFields
 from graft_runtime.server.kserve.tensors import Tensor
 from graft_runtime.server.prompts import admit, encode_text, fit_output, job_ids
+from graft_runtime.server.structured import constrain
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ async def prepare(
         max_tokens=fit_output(len(ids), fields.max_tokens, None, limit),
         needs_logprobs=not {"logprobs", "cumulative_logprob"}.isdisjoint(inputs.outputs),
     )
+    sampling = await constrain(frontend, sampling, fields.form)
     job = Job(
         job_ids(exchange, 1)[0],
         ids,

@@ -40,5 +40,14 @@ class TritonFields(SamplingFields):
 
 
 FIELD_NAMES: Final = frozenset(TritonFields.model_fields) - KNOWN_UNSUPPORTED.keys()
-TEXT_FIELDS: Final = frozenset({"stop", "bad_words", "lora_name"})
+TEXT_FIELDS: Final = frozenset(
+    {
+        "stop",
+        "bad_words",
+        "lora_name",
+        "guided_regex",
+        "guided_grammar",
+        "guided_whitespace_pattern",
+    }
+)
 """Fields whose strings are meant as such."""

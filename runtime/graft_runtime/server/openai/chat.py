@@ -30,6 +30,7 @@ from graft_runtime.server.openai.messages import num_chars
 from graft_runtime.server.openai.speech import SpeechPlan
 from graft_runtime.server.openai.tool_fields import Tools
 from graft_runtime.server.prompts import admit, fit_output, job_ids, refuse_hopeless
+from graft_runtime.server.structured import constrain
 from graft_runtime.text.chat import ChatPrompt, ChatTemplate
 from graft_runtime.text.model_text import ModelText
 
@@ -81,6 +82,7 @@ async def prepare(frontend: Frontend, exchange: Exchange, fields: ChatFields) ->
         max_tokens=fit_output(len(prompt.token_ids), wanted, None, limit),
         top_logprobs=fields.top_logprobs if fields.logprobs else None,
     )
+    sampling = await constrain(frontend, sampling, fields.form)
     job = Job(
         job_ids(exchange, 1)[0],
         prompt.token_ids,

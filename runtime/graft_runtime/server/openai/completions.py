@@ -21,6 +21,7 @@ from graft_runtime.server.openai.answer import answer_stream, answer_whole
 from graft_runtime.server.openai.completion_answer import Completion, Prompted, events, whole
 from graft_runtime.server.openai.sampling import UNSUPPORTED, SamplingFields
 from graft_runtime.server.prompts import admit, encode_text, fit_output, job_ids
+from graft_runtime.server.structured import constrain
 from graft_runtime.text.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -89,6 +90,7 @@ async def _prepare(frontend: Frontend, exchange: Exchange, fields: CompletionFie
             top_logprobs=fields.logprobs,
             prompt_logprobs=fields.logprobs if fields.echo else None,
         )
+        sampling = await constrain(frontend, sampling, fields.form)
         keep = fields.include_stop_str_in_output
         job = Job(id, ids, sampling, target, text.tokenizer, fields.stop, keep)
         groups.append(Prompted(_shown(text.tokenizer, prompt), tuple(fork(job, fields.n))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final
 
 from pydantic import Field, field_validator, model_validator
@@ -31,6 +32,7 @@ from graft_runtime.server.fields import (
 )
 from graft_runtime.server.openai.token_fields import bad_word_ids, check_bad_words, check_bias
 from graft_runtime.server.prompts import draw_seed
+from graft_runtime.server.structured import Form, openai_form
 from graft_runtime.text.tokenizer import Tokenizer
 
 UNSUPPORTED: Final[Unsupported] = {
@@ -44,12 +46,6 @@ UNSUPPORTED: Final[Unsupported] = {
     "truncation_side": (),
     "logprob_token_ids": (),
     "logits_processors": ([],),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "priority": (0,),
     "return_tokens_as_token_ids": (False,),
     "return_token_ids": (False,),
@@ -60,6 +56,12 @@ UNSUPPORTED: Final[Unsupported] = {
     "watermarking": (False,),
 }
 """Of OpenAI and of vLLM; what a value in brackets asks for happens anyway."""
+
+
+_GUIDED: Final = frozenset(
+    f"guided_{name}"
+    for name in ("json", "regex", "choice", "grammar", "json_object", "whitespace_pattern")
+)
 
 
 class StreamOptions(Fields):
@@ -95,6 +97,16 @@ class SamplingFields(Fields):
     include_stop_str_in_output: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_json_object: Any = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: str | None = None
+    """Of no consequence: there is one."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -126,6 +138,22 @@ class SamplingFields(Fields):
     def _stream_options_need_a_stream(self) -> SamplingFields:
         if "stream_options" in self.model_fields_set and not self.stream:
             raise InvalidRequestError("`stream_options` needs `stream`", param="stream_options")
+        return self
+
+    @cached_property
+    def form(self) -> Form | None:
+        """What the output must look like.
+
+        Raises:
+            InvalidRequestError: Malformed, or asked for twice.
+        """
+        fields = {name: value for name, value in self if name in _GUIDED and value is not None}
+        guided = {name.removeprefix("guided_"): value for name, value in fields.items()}
+        return openai_form(self.response_format, self.structured_outputs, guided)
+
+    @model_validator(mode="after")
+    def _form_is_readable(self) -> SamplingFields:
+        _ = self.form
         return self
 
     @property
