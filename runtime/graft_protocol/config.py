@@ -94,6 +94,8 @@ class ServerSettings(Message):
     host: str = "0.0.0.0"  # noqa: S104 - a pod's own network namespace
     port: int = 8000
     """HTTP port for clients, metrics and probes. 0 picks a free one."""
+    grpc_port: int = 8001
+    """gRPC port for clients. 0 picks a free one."""
     internal_port: int = 9000
     """Port of status and administration, guarded by a token."""
     drain_timeout_seconds: Seconds = 45.0

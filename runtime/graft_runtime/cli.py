@@ -91,6 +91,7 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
     from graft_runtime.metrics import Metrics
     from graft_runtime.pod.pod import Pod
     from graft_runtime.server.app import create_app, create_internal_app
+    from graft_runtime.server.kserve.grpc_listener import GrpcListener
     from graft_runtime.server.listener import Listener
 
     stopping = _signals()
@@ -101,6 +102,9 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
     internal = create_internal_app(pod.gateway, token)
     listeners = (
         Listener(public, host=settings.host, port=settings.port, drain_timeout_seconds=2),
+        GrpcListener(
+            public.state.frontend, host=settings.host, port=settings.grpc_port, grace_seconds=2
+        ),
         Listener(
             internal, host=settings.host, port=settings.internal_port, drain_timeout_seconds=1
         ),

@@ -102,7 +102,7 @@ class KubeNode:
 
     def _create_pod(self, name: str, deployment: Json, owner: Json) -> None:
         template = deployment["spec"]["template"]
-        ports = Ports(free_port(), free_port())
+        ports = Ports(free_port(), free_port(), free_port())
         numbers = {"http": ports.http, "internal": ports.internal}
         container = {
             **template["spec"]["containers"][0],

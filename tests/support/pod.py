@@ -42,6 +42,7 @@ class RunningPod:
     process: asyncio.subprocess.Process
     paths: PodPaths
     url: str
+    grpc_address: str
     internal_url: str
     client: httpx.AsyncClient
     log: Path
@@ -156,15 +157,15 @@ async def run_pod(model_dir: Path, **settings: dict[str, Any]) -> AsyncIterator[
         settings: Sections of `RuntimeConfig`: ``engine={...}``, ``adapters={...}``.
     """
     root = Path(tempfile.mkdtemp(prefix="graft-"))  # short: unix sockets lie below it
-    port, internal_port = _free_ports(2)
-    server = {"host": "127.0.0.1", "port": port, "internalPort": internal_port}
+    port, grpc_port, internal_port = _free_ports(3)
+    ports = {"port": port, "grpcPort": grpc_port, "internalPort": internal_port}
     config = RuntimeConfig.model_validate(
         {
             "service": {"namespace": "default", "name": "test"},
             "model": {"servedName": "base", "uri": model_dir.resolve().as_uri()},
             "engine": {"threads": 1} | settings.get("engine", {}),
             "adapters": settings.get("adapters", {}),
-            "server": server | settings.get("server", {}),
+            "server": {"host": "127.0.0.1"} | ports | settings.get("server", {}),
         }
     )
     paths = PodPaths(root)
@@ -186,6 +187,7 @@ async def run_pod(model_dir: Path, **settings: dict[str, Any]) -> AsyncIterator[
             process,
             paths,
             f"http://127.0.0.1:{port}",
+            f"127.0.0.1:{grpc_port}",
             f"http://127.0.0.1:{internal_port}",
             client,
             log,

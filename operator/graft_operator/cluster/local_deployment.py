@@ -100,7 +100,7 @@ class PodHost:
         if name not in self._ports:
             http = self._next_port or free_port()
             self._next_port += 1 if self._next_port else 0
-            self._ports[name] = Ports(http, free_port())
+            self._ports[name] = Ports(http, free_port(), free_port())
         return self._ports[name]
 
 
@@ -236,6 +236,7 @@ def pod_manifest(pod: LocalPod, owner_uid: str) -> Manifest:
                     "image": template["spec"]["containers"][0]["image"],
                     "ports": [
                         {"name": "http", "containerPort": spec.ports.http},
+                        {"name": "grpc", "containerPort": spec.ports.grpc},
                         {"name": "internal", "containerPort": spec.ports.internal},
                     ],
                 }

@@ -22,6 +22,7 @@ class Ports(NamedTuple):
     """Where one local pod listens on 127.0.0.1."""
 
     http: int
+    grpc: int
     internal: int
 
 
@@ -108,6 +109,7 @@ def _localise(root: Path, folder: Path, files: dict[str, bytes], ports: Ports) -
         **document.get("server", {}),
         "host": "127.0.0.1",
         "port": ports.http,
+        "grpcPort": ports.grpc,
         "internalPort": ports.internal,
     }
     files[config.name] = yaml.safe_dump(document).encode()

@@ -5,9 +5,11 @@ Made by `app` and `limits`, read by the routes.
 
 from __future__ import annotations
 
+import re
 import time
+import uuid
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -17,6 +19,8 @@ from graft_runtime.metrics import AbortReason, Metrics
 from graft_runtime.server.backend import Backend
 from graft_runtime.server.grammars import GrammarChecker
 from graft_runtime.text.model_text import ModelTextLoader
+
+_SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Exchange:
         if not self.ignored_fields:
             return {}
         return {"x-graft-ignored-fields": ", ".join(self.ignored_fields)}
+
+
+def safe_request_id(given: str) -> str:
+    """Return the client's id for a request if it is harmless, else a new one."""
+    return given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def frontend_of(request: Request) -> Frontend:

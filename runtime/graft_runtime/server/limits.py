@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import uuid
 from typing import Any, Final
 
 from starlette.requests import ClientDisconnect
@@ -21,7 +19,7 @@ from graft_runtime.errors import (
     SlowBodyError,
 )
 from graft_runtime.metrics import Metrics
-from graft_runtime.server.context import Exchange
+from graft_runtime.server.context import Exchange, safe_request_id
 from graft_runtime.server.errors import (
     as_request_error,
     family_of,
@@ -38,8 +36,6 @@ BODY_TIMEOUT_SECONDS: Final = 10.0
 """From the first read of a body to its end."""
 MAX_LOGGED_PATH: Final = 200
 """Characters of a refused request's path that the log shows."""
-
-_SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
 
 class LimitsMiddleware:
@@ -165,5 +161,4 @@ def _facts(scope: Scope, exchange: Exchange, refusal: RequestError) -> dict[str,
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
     """Return the client's id if it is harmless, else a new one."""
     given = next((value for name, value in headers if name == b"x-request-id"), b"")
-    text = given.decode("latin-1")
-    return text if _SAFE_ID.fullmatch(text) else uuid.uuid4().hex
+    return safe_request_id(given.decode("latin-1"))

@@ -58,6 +58,11 @@ class Answer:
         choice.end = piece.end
         self.has_news = self.has_news or bool(piece.text or piece.tokens or piece.end)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether no choice will get more."""
+        return all(choice.end is not None for choice in self._choices)
+
     def take(self) -> list[Tensor]:
         """Return the wanted tensors and begin anew."""
         values = {name: self._values(name) for name in self._outputs}

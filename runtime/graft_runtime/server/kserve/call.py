@@ -116,9 +116,17 @@ def _with_adapter(frontend: Frontend, target: Target, lora_name: str | None) -> 
     return adapter
 
 
+@dataclass(frozen=True)
+class Reply:
+    """One response."""
+
+    tensors: list[Tensor]
+    is_last: bool
+
+
 async def answers(
     frontend: Frontend, exchange: Exchange, call: Call
-) -> AsyncGenerator[list[Tensor], None]:
+) -> AsyncGenerator[Reply, None]:
     """Yield each response's output tensors: one response in all, or one per step of a stream.
 
     Closing this generator aborts the request.
@@ -128,6 +136,6 @@ async def answers(
         async for index, piece in pieces:
             answer.add(index, piece)
             if call.stream and answer.has_news:
-                yield answer.take()
-    if not call.stream or answer.has_news:
-        yield answer.take()
+                yield Reply(answer.take(), answer.has_ended)
+    if not call.stream:
+        yield Reply(answer.take(), is_last=True)

@@ -121,8 +121,7 @@ async def unload_model(model: str) -> Response:  # noqa: D103 - see the summary
 
 
 def _declared_only(model: str) -> RequestError:  # noqa: ARG001 - alike for every name
-    message = "models are declared, not loaded: loading at run time is not allowed here"
-    return NotSupportedError(message, param="model")
+    return NotSupportedError(describe.DECLARED_ONLY, param="model")
 
 
 @router.api_route("/v2/systemsharedmemory/{rest:path}", methods=BOTH, response_model=None)

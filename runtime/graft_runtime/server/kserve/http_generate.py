@@ -104,9 +104,9 @@ async def _documents(
 ) -> AsyncGenerator[dict[str, Any], None]:
     head = {"id": id} if id else {}
     head |= {"model_name": call.model_name, "model_version": VERSION}
-    async with aclosing(answers(frontend, exchange, call)) as responses:
-        async for response in responses:
-            yield {**head, **{each.name: _plain(each) for each in response}}
+    async with aclosing(answers(frontend, exchange, call)) as replies:
+        async for reply in replies:
+            yield {**head, **{each.name: _plain(each) for each in reply.tensors}}
 
 
 def _plain(tensor: Tensor) -> Any:

@@ -131,8 +131,8 @@ def _refuse_shared_memory(parameters: Mapping[str, Any]) -> None:
 
 
 async def _collect(frontend: Frontend, exchange: Exchange, call: Call) -> Sequence[Tensor]:
-    async with aclosing(answers(frontend, exchange, call)) as responses:
-        return [tensor async for response in responses for tensor in response]
+    async with aclosing(answers(frontend, exchange, call)) as replies:
+        return [tensor async for reply in replies for tensor in reply.tensors]
 
 
 async def _response(

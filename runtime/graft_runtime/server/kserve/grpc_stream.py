@@ -1,0 +1,114 @@
+"""``ModelStreamInfer``: many requests on one stream, answered as their output comes.
+
+A client that reads slowly holds up its own requests alone: between them and the wire there is room
+for a few responses, and whoever wants to send more waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, Final
+
+from graft_runtime.errors import OverloadedError
+from graft_runtime.server.context import Exchange, Frontend
+from graft_runtime.server.exchange import stop
+from graft_runtime.server.kserve.call import answers, prepare
+from graft_runtime.server.kserve.grpc_call import open_exchange, refuse, run
+from graft_runtime.server.kserve.grpc_messages import (
+    FINAL,
+    WANTS_EMPTY_FINAL,
+    parameters_of,
+    read_request,
+    response_to,
+)
+from graft_runtime.server.kserve.inference_pb2 import (
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelStreamInferResponse,
+)
+
+MAX_RESPONSES: Final = 16
+"""Responses of one stream that wait for the client."""
+MAX_REQUESTS: Final = 128
+"""Requests of one stream that run at the same time."""
+
+
+class InferStream:
+    """One stream, from its first request to the last response."""
+
+    def __init__(self, frontend: Frontend, context: Any, path: str) -> None:
+        """Prepare.
+
+        Args:
+            frontend: What runs the requests.
+            context: The RPC's.
+            path: The RPC's name, for log and metrics.
+        """
+        self._frontend = frontend
+        self._context = context
+        self._path = path
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._responses: asyncio.Queue[ModelStreamInferResponse | None]
+        self._responses = asyncio.Queue(MAX_RESPONSES)
+
+    async def serve(
+        self, requests: AsyncIterator[ModelInferRequest]
+    ) -> AsyncGenerator[ModelStreamInferResponse, None]:
+        """Yield responses until the client has no more requests and all are answered.
+
+        Closing this aborts whatever still runs.
+        """
+        reading = asyncio.create_task(self._read(requests))
+        try:
+            while (response := await self._responses.get()) is not None:
+                yield response
+        finally:
+            await stop(reading, *self._tasks)
+
+    async def _read(self, requests: AsyncIterator[ModelInferRequest]) -> None:
+        async for request in requests:
+            task = asyncio.create_task(self._answer(request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+        await self._responses.put(None)
+
+    async def _answer(self, request: ModelInferRequest) -> None:
+        exchange = open_exchange(self._context, self._path)
+        try:
+            if len(self._tasks) > MAX_REQUESTS:
+                message = f"one stream runs at most {MAX_REQUESTS} requests at a time"
+                raise OverloadedError(message)
+            await run(
+                exchange,
+                self._context,
+                self._generate(exchange, request),
+                timeout_seconds=self._frontend.settings.request_timeout_seconds,
+            )
+        except Exception as error:  # noqa: BLE001 - told to the client; the stream goes on
+            refusal = refuse(self._frontend, exchange, error)
+            response = response_to(request)
+            response.parameters[FINAL].bool_param = True
+            await self._responses.put(
+                ModelStreamInferResponse(error_message=refusal.message, infer_response=response)
+            )
+
+    async def _generate(self, exchange: Exchange, request: ModelInferRequest) -> None:
+        inputs = read_request(request)
+        ends_empty = parameters_of(request).get(WANTS_EMPTY_FINAL) is True
+        call = await prepare(
+            self._frontend, exchange, request.model_name, request.model_version, inputs
+        )
+        async with aclosing(answers(self._frontend, exchange, call)) as replies:
+            async for reply in replies:
+                response = response_to(request, reply.tensors)
+                await self._send(response, is_last=reply.is_last and not ends_empty)
+        if ends_empty:
+            await self._send(response_to(request), is_last=True)
+
+    async def _send(self, response: ModelInferResponse, *, is_last: bool) -> None:
+        response.parameters[FINAL].bool_param = is_last
+        await self._responses.put(ModelStreamInferResponse(infer_response=response))
