@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graft_runtime.adapters.slot_source import SlotSource
 from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.layers.attention.base import KvLayout
 from graft_runtime.models.arch import DecoderArch, load_arch
@@ -53,7 +54,7 @@ def load_all(
     slot_of = {}
     for name, folder in adapters.items():
         path = write_slot_file(folder, arch, scratch / f"{name}.slot", dtype)
-        load = slots.begin_load(path)
+        load = slots.begin_load(SlotSource.of(path))
         while not load.advance(10_000):
             pass
         slot_of[name] = load.slot

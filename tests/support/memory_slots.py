@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from graft_protocol.reasons import Reason
+from graft_runtime.adapters.slot_source import SlotSource
 from graft_runtime.errors import GraftRuntimeError, ReasonedError
 
 
@@ -16,6 +16,7 @@ class MemoryLoad:
     owner: MemorySlots
     slot: int
     left: int
+    is_ready: bool = True
 
     def advance(self, max_bytes: int) -> bool:
         assert max_bytes > 0
@@ -45,7 +46,8 @@ class MemorySlots:
         assert rank > 0
         return self.pages_per_slot
 
-    def begin_load(self, path: Path) -> MemoryLoad:
+    def begin_load(self, source: SlotSource) -> MemoryLoad:
+        (path,) = (share.path for share in source.shares)
         if path.name in self.broken:
             raise ReasonedError(Reason.MALFORMED_ARTIFACT, "not a slot file")
         if self.free_pages < self.pages_per_slot:

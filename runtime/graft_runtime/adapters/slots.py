@@ -3,13 +3,16 @@
 Knows nothing of names, requests or downloads. The engine's residency drives it between steps, and
 releases a slot only when no launched step names it.
 
-Shape legend: P pages, G slices of a group, R = PAGE_RANK, I/O features in/out.
+Shape legend: P pages, G slices of a group, R = PAGE_RANK, I/O features in/out, o
+features out of one slice.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,9 +20,13 @@ from torch import Tensor
 
 from graft_protocol.reasons import Reason
 from graft_runtime.adapters.slot_file import SlotFile
+from graft_runtime.adapters.slot_source import SlotSource
 from graft_runtime.errors import GraftRuntimeError, ReasonedError
-from graft_runtime.layers.lora.base import LoraPool, ResidentAdapter
-from graft_runtime.layers.lora.layout import AdaptableModel, layout_hash, pages_for
+from graft_runtime.layers.lora.base import GroupKey, LoraPool, LoraSlab, ResidentAdapter
+from graft_runtime.layers.lora.layout import PAGE_RANK, AdaptableModel, layout_hash, pages_for
+
+FileReader = Callable[[Path], Future[None]]
+"""Reads a file into the page cache, elsewhere than on the engine's loop."""
 
 
 class SlotError(GraftRuntimeError):
@@ -36,7 +43,18 @@ class SlotPool:
         num_pages: int,
         dtype: torch.dtype,
         device: torch.device,
+        reader: FileReader | None = None,
     ) -> None:
+        """Take the memory.
+
+        Args:
+            arch: The model.
+            num_pages: Rank-16 pages to take.
+            dtype: The serving dtype.
+            device: Where.
+            reader: Brings a file into memory before it is copied; None copies at once.
+        """
+        self._reader = reader
         self.lora = LoraPool(arch, num_pages=num_pages, dtype=dtype, device=device)
         self.num_pages = num_pages
         self._layout = layout_hash(arch)
@@ -54,21 +72,25 @@ class SlotPool:
         """Return the pages an adapter of this rank takes."""
         return pages_for(rank)
 
-    def begin_load(self, path: Path) -> SlotLoad:
-        """Check a slot file and take pages for it; nothing is copied yet.
+    def begin_load(self, source: SlotSource) -> SlotLoad:
+        """Check the slot files and take pages for them; nothing is copied yet.
 
         Raises:
             ReasonedError: InsufficientCapacity when pages lack, to be retried after a release;
-                else the file does not fit this model and has to be converted again.
+                else a file does not fit this model and has to be converted again.
         """
-        file = SlotFile(path)
+        parts: list[SlotFilePart] = []
         try:
-            file.check(self.lora, self._layout)
-            slot = self._take(file.header.pages)
+            for share in source.shares:
+                parts.append(SlotFilePart(SlotFile(share.path), share.weight))
+                parts[-1].file.check(self.lora, self._layout)
+            slot = self._take(sum(part.num_pages for part in parts))
         except BaseException:
-            file.close()
+            for part in parts:
+                part.file.close()
             raise
-        return SlotLoad(self, file, slot, self._pages_of[slot])
+        reading = [] if self._reader is None else [self._reader(part.file.path) for part in parts]
+        return SlotLoad(self, parts, slot, self._pages_of[slot], reading)
 
     def release(self, slot: int) -> None:
         """Give a slot's pages back.
@@ -129,14 +151,35 @@ class SlotPool:
         self._give_back(slot)
 
 
-class SlotLoad:
-    """A copy from a slot file to device pages, done in slices between steps."""
+@dataclass(frozen=True)
+class SlotFilePart:
+    """An open slot file, and what its update is multiplied with."""
 
-    def __init__(self, pool: SlotPool, file: SlotFile, slot: int, pages: tuple[int, ...]) -> None:
+    file: SlotFile
+    weight: float
+
+    @property
+    def num_pages(self) -> int:
+        """Pages it takes."""
+        return self.file.header.pages
+
+
+class SlotLoad:
+    """A copy from slot files to device pages, done in slices between steps."""
+
+    def __init__(
+        self,
+        pool: SlotPool,
+        parts: Sequence[SlotFilePart],
+        slot: int,
+        pages: tuple[int, ...],
+        reading: Sequence[Future[None]],
+    ) -> None:
         self._pool = pool
-        self._file = file
+        self._parts = parts
         self._slot = slot
         self._pages = pages
+        self._reading = reading
         self._targets = self._pieces()
         self._piece: tuple[Tensor, Tensor | None] | None = None
         self._offset = 0
@@ -153,13 +196,19 @@ class SlotLoad:
             raise SlotError(f"slot {self._slot} is not loaded")
         return self._slot
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the files are in memory, so that copying waits for no disk."""
+        return all(one.done() for one in self._reading)
+
     def advance(self, max_bytes: int) -> bool:
         """Copy at most about ``max_bytes`` and return whether the adapter is complete.
 
         Raises:
-            ReasonedError: NonFiniteWeights: the file was damaged after it was made. The pages are
-                given back.
+            ReasonedError: NonFiniteWeights: the file was damaged after it was made, or its weight
+                is too much for the dtype. The pages are given back.
         """
+        self._refuse_unreadable()
         left = max_bytes
         while self._state == "loading" and left > 0:
             if self._piece is None:
@@ -175,27 +224,32 @@ class SlotLoad:
         """Stop and give the pages back. Harmless once the load is complete or cancelled."""
         if self._state == "loading":
             self._state = "cancelled"
-            self._file.close()
+            self._close()
             self._pool._abandon(self._slot)  # noqa: SLF001 - one class in two halves
+
+    def _close(self) -> None:
+        for one in self._reading:
+            one.cancel()
+        for part in self._parts:
+            part.file.close()
 
     def _complete(self) -> None:
         self._state = "done"
-        header = self._file.header
-        adapter = ResidentAdapter(self._pages, header.rank, self._file.groups)
-        self._file.close()
+        ranks = [part.file.header.rank for part in self._parts]
+        rank = ranks[0] if len(ranks) == 1 else len(self._pages) * PAGE_RANK
+        touched = frozenset[GroupKey]().union(*(part.file.groups for part in self._parts))
+        self._close()
+        adapter = ResidentAdapter(self._pages, rank, touched)
         self._pool._finish(self._slot, adapter)  # noqa: SLF001 - one class in two halves
 
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield flat device pages, each with what goes there; None is zeros."""
         for slab in self._pool.lora.slabs.values():
-            a_PGRI, b_PRO = self._file.read(slab.key)
-            targets = [(slab.a_PGRI, a_PGRI)]
-            for part, (start, width) in zip(slab.b_PRo, slab.columns, strict=True):
-                targets.append((part, None if b_PRO is None else b_PRO.narrow(2, start, width)))
-            for target, source in targets:
-                for index, page in enumerate(self._pages):
-                    flat = None if source is None else source[index].flatten()
-                    yield target[page].flatten(), flat
+            first = 0
+            for part in self._parts:
+                pages = self._pages[first : first + part.num_pages]
+                yield from _pieces_of(slab, part, pages)
+                first += part.num_pages
 
     def _copy(self, target: Tensor, source: Tensor | None, max_bytes: int) -> int:
         """Copy the next slice of a piece and return its bytes."""
@@ -211,9 +265,37 @@ class SlotLoad:
             self._piece = None
         return (end - start) * target.itemsize
 
+    def _refuse_unreadable(self) -> None:
+        if self._state != "loading":
+            return
+        for one in self._reading:
+            error = one.exception()
+            if error is not None:
+                self.cancel()
+                message = f"a slot file cannot be read: {error}"
+                raise ReasonedError(Reason.MALFORMED_ARTIFACT, message)
+
     def _refuse_non_finite(self, values: Tensor) -> None:
-        # Zero times infinity would reach other adapters' rows of a shared product.
+        # Such an adapter would answer with nothing but errors.
         if not bool(torch.isfinite(values).all()):
             self.cancel()
-            message = f"{self._file.path.name} holds NaN or infinity"
-            raise ReasonedError(Reason.NON_FINITE_WEIGHTS, message)
+            names = ", ".join(part.file.path.name for part in self._parts)
+            raise ReasonedError(Reason.NON_FINITE_WEIGHTS, f"{names} holds NaN or infinity")
+
+
+def _pieces_of(
+    slab: LoraSlab, part: SlotFilePart, pages: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    a_PGRI, b_PRO = part.file.read(slab.key)
+    for index, page in enumerate(pages):
+        yield slab.a_PGRI[page].flatten(), None if a_PGRI is None else a_PGRI[index].flatten()
+    for target, (start, width) in zip(slab.b_PRo, slab.columns, strict=True):
+        for index, page in enumerate(pages):
+            b_Ro = None if b_PRO is None else b_PRO[index].narrow(1, start, width)
+            yield target[page].flatten(), None if b_Ro is None else _weighted(b_Ro, part.weight)
+
+
+def _weighted(b_Ro: Tensor, weight: float) -> Tensor:
+    if weight == 1.0:
+        return b_Ro.flatten()
+    return b_Ro.float().mul_(weight).to(b_Ro.dtype).flatten()

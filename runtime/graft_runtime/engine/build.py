@@ -10,6 +10,7 @@ import torch
 
 from graft_protocol.config import EngineSettings
 from graft_protocol.reasons import Reason
+from graft_runtime.adapters.file_reader import PageCacheReader
 from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.engine.engine import Engine, EngineLimits
 from graft_runtime.engine.runner import Runner
@@ -51,7 +52,13 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
         arch, options.block_size, dtype
     )
     max_model_len = _max_model_len(settings, arch, num_blocks)
-    slots = SlotPool(arch, num_pages=settings.device_pages, dtype=dtype, device=device)
+    slots = SlotPool(
+        arch,
+        num_pages=settings.device_pages,
+        dtype=dtype,
+        device=device,
+        reader=PageCacheReader(),
+    )
     model = load_decoder(
         settings.model_dir,
         arch,

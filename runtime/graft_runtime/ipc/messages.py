@@ -80,14 +80,24 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     request_id: str
 
 
+class SlotPart(msgspec.Struct, frozen=True):
+    """One slot file of several that are added up."""
+
+    path: str
+    weight: float
+
+
 class RegisterAdapter(msgspec.Struct, frozen=True, tag=True):
     """Make a revision known to the engine. ``path`` is a slot file of `graft_runtime.adapters`."""
 
     revision: str
     path: str
     rank: int
+    """The sum of the pages' ranks if it is `merged`."""
     prefetch: bool = True
     pinned: bool = False
+    merged: tuple[SlotPart, ...] = ()
+    """What is added up, instead of ``path``."""
 
 
 class UnregisterAdapter(msgspec.Struct, frozen=True, tag=True):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from graft_protocol.reasons import Reason
 from graft_runtime.adapters.convert import slot_bytes, write_slot_file
+from graft_runtime.adapters.slot_source import SlotSource
 from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.adapters.validate import validate_adapter
 from graft_runtime.adapters.weights import ServingDtype
@@ -86,7 +87,7 @@ def test_the_slot_pool_takes_the_file(
 ) -> None:
     path = convert(copy_adapter(peft_adapter, tmp_path / "x"), arch, tmp_path / "slot")
     pool = SlotPool(arch, num_pages=2, dtype=torch.float32, device=torch.device("cpu"))
-    load = pool.begin_load(path)
+    load = pool.begin_load(SlotSource.of(path))
     while not load.advance(1 << 20):
         pass
     assert load.slot >= 1

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from graft_protocol.credentials import Credential
 from graft_protocol.reasons import Reason
+from graft_runtime.adapters.slot_source import SlotSource
 from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.ipc.messages import (
     AdapterPrepared,
@@ -62,7 +63,7 @@ async def test_an_adapter_comes_from_a_bucket_to_a_slot_file(
         header = SlotHeader.from_metadata(file.metadata())
     assert header == SlotHeader(answer.digest, 4, 1, "float32", layout_hash(arch))
     pool = SlotPool(arch, num_pages=1, dtype=torch.float32, device=torch.device("cpu"))
-    load = pool.begin_load(Path(answer.path))
+    load = pool.begin_load(SlotSource.of(Path(answer.path)))
     while not load.advance(1 << 20):
         pass
     last = [message for message in loader.progress if message.revision == REVISION][-1]

@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 from safetensors.torch import save_file
 
 from graft_protocol.reasons import Reason
+from graft_runtime.adapters.slot_source import SlotSource
 from graft_runtime.adapters.slots import SlotError, SlotLoad, SlotPool
 from graft_runtime.errors import ReasonedError
 from graft_runtime.layers.lora.base import LoraPool, LoraSlab, lora_bytes_per_page
@@ -101,7 +102,7 @@ def pool(num_pages: int = NUM_PAGES) -> SlotPool:
 
 
 def load(slots: SlotPool, path: Path, max_bytes: int = 1 << 20) -> int:
-    under_way = slots.begin_load(path)
+    under_way = slots.begin_load(SlotSource.of(path))
     while not under_way.advance(max_bytes):
         slots.check_integrity()
     return under_way.slot
@@ -138,10 +139,10 @@ class SlotMachine(RuleBasedStateMachine):
         fits = self.pages_held + pages_for(rank) <= NUM_PAGES
         if not fits:
             with pytest.raises(ReasonedError) as caught:
-                self.pool.begin_load(self.files[rank])
+                self.pool.begin_load(SlotSource.of(self.files[rank]))
             assert caught.value.reason is Reason.INSUFFICIENT_CAPACITY
             return multiple()
-        under_way = self.pool.begin_load(self.files[rank])
+        under_way = self.pool.begin_load(SlotSource.of(self.files[rank]))
         self.pages_loading += pages_for(rank)
         return under_way, rank
 
@@ -239,7 +240,7 @@ def test_other_slots_are_not_touched_by_a_load(files: dict[int, Path]) -> None:
 @pytest.mark.parametrize("max_bytes", [1, 4, 1000, 10**9])
 def test_a_slice_copies_no_more_than_asked(files: dict[int, Path], max_bytes: int) -> None:
     slots = pool()
-    under_way = slots.begin_load(files[4])
+    under_way = slots.begin_load(SlotSource.of(files[4]))
     total = lora_bytes_per_page(ARCH, torch.float32)
     slices = 1
     while not under_way.advance(max_bytes):
@@ -252,7 +253,7 @@ def test_a_slice_copies_no_more_than_asked(files: dict[int, Path], max_bytes: in
 
 def test_a_slot_is_not_usable_before_the_last_slice(files: dict[int, Path]) -> None:
     slots = pool()
-    under_way = slots.begin_load(files[4])
+    under_way = slots.begin_load(SlotSource.of(files[4]))
     assert not under_way.advance(100)
     with pytest.raises(SlotError):
         _ = under_way.slot
@@ -265,7 +266,7 @@ def test_releasing_twice_or_while_loading_is_an_error(files: dict[int, Path]) ->
     slots.release(slot)
     with pytest.raises(SlotError):
         slots.release(slot)
-    slots.begin_load(files[4])
+    slots.begin_load(SlotSource.of(files[4]))
     with pytest.raises(SlotError):
         slots.release(1)
 
@@ -287,7 +288,7 @@ def test_lost_and_shared_pages_are_noticed(files: dict[int, Path]) -> None:
 def refused(path: Path) -> ReasonedError:
     slots = pool()
     with pytest.raises(ReasonedError) as caught:
-        slots.begin_load(path)
+        slots.begin_load(SlotSource.of(path))
     slots.check_integrity()
     assert slots.free_pages == NUM_PAGES
     return caught.value

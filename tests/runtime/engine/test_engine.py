@@ -52,9 +52,10 @@ class Bench:
         self.engine.submit(message)
         return name
 
-    def register(self, key: int, **fields: bool) -> str:
+    def register(self, key: int, *, prefetch: bool = True, pinned: bool = False) -> str:
         revision = f"ns/a{key}@{key:012d}"
-        self.engine.register(RegisterAdapter(revision, str(Path("/x") / str(key)), 8, **fields))
+        path = str(Path("/x") / str(key))
+        self.engine.register(RegisterAdapter(revision, path, 8, prefetch, pinned))
         return revision
 
     def step(self) -> None:
