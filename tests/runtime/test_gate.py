@@ -83,8 +83,8 @@ def test_every_row_of_mixed_batches_agrees_with_transformers_and_peft(
 def test_every_row_agrees_when_a_small_pool_forces_preemption(
     model_dir: Path, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    settings = GateSettings(num_blocks=16, max_batch_tokens=24, max_chunk_tokens=8)
-    run, _ = gate(model_dir, adapters, (model_dir, adapters), tmp_path, settings)
+    settings = GateSettings(num_blocks=12, max_batch_tokens=24, max_chunk_tokens=8)
+    run, _ = gate(model_dir, adapters, (model_dir, adapters), tmp_path, settings, count=60)
     assert run.engine.stats().preemptions > 5
 
 

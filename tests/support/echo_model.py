@@ -3,18 +3,27 @@
 It keeps a cache of its own, written and read only through the plan's slot mapping and block tables,
 and the next token is a hash of what it reads there. A block given to two requests, a stale block
 after preemption, a wrong position or a wrong adapter slot therefore changes the output.
+
+It works in order but as late as it may, as a device far behind its host would: what was taken from
+a launched step too early is seen as well.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
-from graft_runtime.engine.plan import StepPlan, StepResult
+from graft_runtime.engine.plan import SamplePlan, StepPlan, StepResult
 
 VOCAB = 97
+
+T = TypeVar("T")
 
 
 def next_token(tokens: list[int], slot_key: int) -> int:
@@ -22,14 +31,25 @@ def next_token(tokens: list[int], slot_key: int) -> int:
     return zlib.crc32(repr((tokens, slot_key)).encode()) % VOCAB
 
 
-@dataclass
 class Handle:
-    """A step that has run."""
+    """A launched step."""
 
-    value: StepResult
+    def __init__(self, model: EchoModel, plan: StepPlan) -> None:
+        self._model = model
+        self._plan = plan
+        self._forward = model.later(lambda: model.forward(plan))
+        self._sampled: Future[StepResult] | None = None
+
+    def sample(self, plan: SamplePlan) -> None:
+        self._sampled = self._model.later(lambda: self._model.sample(self._forward.result(), plan))
 
     def result(self) -> StepResult:
-        return self.value
+        assert self._sampled is not None
+        self._model.catch_up(self._sampled)
+        return self._sampled.result()
+
+    def abandon(self) -> None:
+        self._model.catch_up(self._forward)
 
 
 @dataclass
@@ -42,24 +62,53 @@ class EchoModel:
     """A token id that makes a step fail when it is computed."""
     cache: dict[int, tuple[int, int]] = field(default_factory=dict)
     largest_step: int = 0
+    most_in_flight: int = 0
+    """Launched steps of which the result had not been asked for, at most."""
+    _work: deque[tuple[Future[object], Callable[[], object]]] = field(default_factory=deque)
+    _tokens: list[int] | None = None
 
     def launch(self, plan: StepPlan) -> Handle:
+        handle = Handle(self, plan)
         self.largest_step = max(self.largest_step, len(plan.token_ids_T))
-        if self.poison is not None and self.poison in plan.token_ids_T:
+        self.most_in_flight = max(self.most_in_flight, len(self._work))
+        return handle
+
+    def later(self, work: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._work.append((future, work))  # type: ignore[arg-type] # a queue of all kinds
+        return future
+
+    def catch_up(self, last: Future[T]) -> None:
+        """Do what is queued up to and including ``last``."""
+        while not last.done():
+            future, work = self._work.popleft()
+            try:
+                future.set_result(work())
+            except Exception as error:  # noqa: BLE001 - raised where the result is asked for
+                future.set_exception(error)
+
+    def forward(self, plan: StepPlan) -> list[int]:
+        """Write the step's tokens; return what follows each row that reaches its last one."""
+        before, self._tokens = self._tokens, None
+        tokens = plan.token_ids_T.copy()
+        for place, source in zip(plan.carried_C, plan.carried_from_C, strict=True):
+            assert before is not None, "a token was to come from a step that brought none"
+            tokens[place] = max(0, before[source])
+        if self.poison is not None and self.poison in tokens:
             message = "poisoned"
             raise RuntimeError(message)
         for token, position, slot in zip(
-            plan.token_ids_T.tolist(),
-            plan.positions_T.tolist(),
-            plan.slot_mapping_T.tolist(),
-            strict=True,
+            tokens.tolist(), plan.positions_T.tolist(), plan.slot_mapping_T.tolist(), strict=True
         ):
             self.cache[slot] = (token, position)
         ends = {end - 1: row for row, end in enumerate(plan.query_starts[1:].tolist())}
-        tokens = [self._sample(plan, ends[index]) for index in plan.logits_rows_S.tolist()]
-        return Handle(StepResult(np.array(tokens, dtype=np.int64), None))
+        return [self._next(plan, ends[index]) for index in plan.logits_rows_L.tolist()]
 
-    def _sample(self, plan: StepPlan, row: int) -> int:
+    def sample(self, logits: list[int], plan: SamplePlan) -> StepResult:
+        self._tokens = [logits[row] for row in plan.rows_S.tolist()]
+        return StepResult(np.array(self._tokens, dtype=np.int64), None)
+
+    def _next(self, plan: StepPlan, row: int) -> int:
         start, end = plan.block_starts[row : row + 2].tolist()
         blocks = plan.block_ids_N[start:end].tolist()
         context = []

@@ -7,7 +7,7 @@ overheard. The reference gets each finished sequence alone, in one pass, and mus
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from graft_protocol.digest import is_adapter_file
 from graft_runtime.adapters.convert import write_slot_file
 from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.adapters.validate import validate_adapter
-from graft_runtime.engine.engine import Engine, EngineLimits, RowResult
+from graft_runtime.engine.engine import Engine, EngineLimits
+from graft_runtime.engine.flight import Flight
 from graft_runtime.engine.runner import Runner
-from graft_runtime.engine.scheduler import Row, SchedulerLimits
+from graft_runtime.engine.scheduler import SchedulerLimits
 from graft_runtime.ipc.messages import RegisterAdapter, Sampling, Submit
 from graft_runtime.layers.attention.base import KvLayout
 from graft_runtime.layers.batch import ForwardBatch
@@ -58,15 +59,16 @@ class GateSettings:
 
 
 class Overheard:
-    """A decoder whose last logits can be looked at."""
+    """A decoder whose logits can be looked at, step by step."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self.logits_SV = torch.empty(0)
+        self.steps: deque[Tensor] = deque()
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        self.logits_SV = self._decoder.forward(batch)
-        return self.logits_SV
+        logits = self._decoder.forward(batch)
+        self.steps.append(logits)
+        return logits
 
 
 class GateEngine(Engine):
@@ -75,12 +77,13 @@ class GateEngine(Engine):
     overheard: Overheard
     heard: dict[tuple[str, int], Tensor]
 
-    def _launch(self, rows: Sequence[Row]) -> list[RowResult]:
-        results = super()._launch(rows)
-        sampled = [row.request for row in rows if row.samples]
-        for request, logits_V in zip(sampled, self.overheard.logits_SV, strict=True):
-            self.heard[request.request_id, len(request.tokens)] = logits_V.clone()
-        return results
+    def _retire(self, flight: Flight) -> bool:
+        flight.outputs()  # waits; nothing may fail here
+        logits = self.overheard.steps.popleft()
+        ending = [row for row in flight.batch.rows if row.samples]
+        for row, logits_V in zip(ending, logits, strict=False):  # behind them: scored prompts
+            self.heard[row.request.request_id, row.start + row.num_tokens] = logits_V.clone()
+        return super()._retire(flight)
 
 
 @dataclass

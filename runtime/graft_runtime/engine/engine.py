@@ -7,24 +7,23 @@ It knows nothing of text, sockets or time; the same object runs in its own proce
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from graft_runtime.engine.batch import Batch, Row
 from graft_runtime.engine.compilations import Compilations
+from graft_runtime.engine.flight import Flight, Launcher
 from graft_runtime.engine.kv_cache import BlockPool
 from graft_runtime.engine.outputs import (
     NO_TOKEN,
     NOT_FINITE,
     RowOutput,
     impossible,
-    row_outputs,
     token_output,
 )
-from graft_runtime.engine.plan import StepPlan, StepResult, build_plan
+from graft_runtime.engine.plan import build_plan, build_sample_plan
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.residency import Residency, Slots
-from graft_runtime.engine.scheduler import Row, Scheduler, SchedulerLimits
+from graft_runtime.engine.scheduler import Scheduler, SchedulerLimits
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.ipc.messages import (
     AdapterResidency,
@@ -38,23 +37,6 @@ from graft_runtime.layers.rope_spec import PLAIN_ROPE, RopeSpec
 from graft_runtime.sampling.grammar import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-RowResult = RowOutput | Exception
-"""What a step gave a row, or the error that it alone caused."""
-
-
-class Handle(Protocol):
-    """A launched step."""
-
-    def result(self) -> StepResult:
-        """Wait for the step and return its tokens."""
-
-
-class Launcher(Protocol):
-    """What runs plans; see `graft_runtime.engine.runner.Runner`."""
-
-    def launch(self, plan: StepPlan) -> Handle:
-        """Start a step."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +67,7 @@ class StepReport:
     outputs: list[TokenOutput] = field(default_factory=list)
     adapters: list[AdapterResidency] = field(default_factory=list)
     num_tokens: int = 0
-    """Tokens computed. 0 with requests waiting means that all of them wait for adapters."""
+    """Tokens launched or retired. 0 with requests waiting: all of them wait for adapters."""
 
 
 class Engine:
@@ -116,6 +98,7 @@ class Engine:
         self._slots = slots
         pool = BlockPool(limits.num_blocks)
         self._scheduler = Scheduler(limits.scheduler, pool, self._residency.slot_for)
+        self._flight: Flight | None = None
 
     def submit(self, message: Submit) -> None:
         """Take a request. One that can never run is answered with an error in the next report."""
@@ -127,7 +110,9 @@ class Engine:
         sampling = message.sampling
         eos_ids = frozenset() if sampling.ignore_eos else self.limits.eos_ids
         stop_ids = eos_ids | frozenset(sampling.stop_token_ids)
-        longest = len(message.token_ids) + sampling.max_tokens
+        # A request samples one token at least, whatever it was told.
+        longest = len(message.token_ids) + max(1, sampling.max_tokens)
+        longest = min(longest, self.limits.max_model_len)
         request = Request(
             request_id=message.request_id,
             tokens=list(message.token_ids),
@@ -135,12 +120,14 @@ class Engine:
             sampling=sampling,
             adapter=message.adapter,
             arrival=self._arrivals,
+            max_length=longest,
             stop_ids=stop_ids,
-            rope_variant=self.limits.rope.variant(min(longest, self.limits.max_model_len)),
+            rope_variant=self.limits.rope.variant(longest),
             rules=TokenRules.of(sampling, message.token_ids, stop_ids),
         )
         if request.adapter is not None:
             self._residency.acquire(request.adapter)
+            request.holds_adapter = True
         if sampling.grammar is None:
             self._scheduler.add(request)
         else:
@@ -164,7 +151,8 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do something now."""
         return bool(
-            self._scheduler.num_running
+            self._flight is not None
+            or self._scheduler.num_running
             or self._scheduler.num_waiting
             or self._compilations
             or self._residency.has_work
@@ -178,15 +166,22 @@ class Engine:
         return self._residency.is_copying
 
     def step(self) -> StepReport:
-        """Schedule, launch and retire one step; return what it produced."""
+        """Launch the next step, then retire the one before it; return what that one produced.
+
+        The device goes from one to the other while the host does all the rest: it hands over the
+        tokens of the step before, and starts the sampling of the launched one once these are known.
+        """
         self._admit_compiled()
         self._fail_hopeless()
-        self._residency.advance(self._slots_in_use())
-        rows = self._scheduler.schedule()
-        if rows:
-            self._retire(rows, self._run(rows))
-            self._counters.steps += 1
-            self._report.num_tokens = sum(row.num_tokens for row in rows)
+        self._residency.advance(self._scheduler.slots_in_use())
+        batch = self._scheduler.schedule()
+        flight = self._launch(batch) if batch.rows else None
+        if self._flight is not None and not self._retire(self._flight):
+            self._recover(self._flight, flight)
+            flight = None
+        if flight is not None:
+            self._sample(flight)
+        self._flight = flight
         report, self._report = self._report, StepReport()
         return report
 
@@ -252,36 +247,78 @@ class Engine:
             if request.adapter is not None and self._residency.failed(request.adapter):
                 self._end(request, "error", f"adapter {request.adapter} could not be loaded")
 
-    def _slots_in_use(self) -> set[int]:
-        return {request.slot for request in self._scheduler.requests() if request.slot}
-
-    def _run(self, rows: Sequence[Row]) -> list[RowResult]:
-        """Run rows; return for each that samples its token, or the error it alone caused."""
+    def _launch(self, batch: Batch) -> Flight:
+        self._report.num_tokens += sum(row.num_tokens for row in batch.rows)
         try:
-            return self._launch(rows)
-        except Exception as error:  # one request must never take the others down
-            if len(rows) == 1:
-                logger.exception("step failed", extra={"request_id": rows[0].request.request_id})
-                return [error]
-            logger.warning("step of %d rows failed; running each alone", len(rows))
-            return [result for row in rows for result in self._run([row])]
+            plan = build_plan(batch.rows, self.limits.scheduler.block_size)
+            return Flight(batch, self._runner.launch(plan))
+        except Exception as error:  # noqa: BLE001 - raised when the step is to retire
+            return Flight(batch, error=error)
 
-    def _launch(self, rows: Sequence[Row]) -> list[RowResult]:
-        plan = build_plan(rows, self.limits.scheduler.block_size)
-        return list(row_outputs(rows, self._runner.launch(plan).result()))
+    def _sample(self, flight: Flight) -> None:
+        """Start sampling. Every token of every earlier step must have been recorded."""
+        try:
+            flight.plan = build_sample_plan(flight.batch.rows)
+            if flight.handle is not None:
+                flight.handle.sample(flight.plan)
+        except Exception as error:  # noqa: BLE001 - raised when the step is to retire
+            flight.error = flight.error or error
 
-    def _retire(self, rows: Sequence[Row], results: Sequence[RowResult]) -> None:
-        for row, result in zip(rows, results, strict=True):
-            request = row.request
-            if isinstance(result, Exception):
-                self._end(request, "error", "the engine failed on this request")
-                continue
-            samples = row.samples
+    def _retire(self, flight: Flight) -> bool:
+        """Wait for a step and record what it brought; False when it failed, and nothing was."""
+        try:
+            outputs = flight.outputs()
+        except Exception as error:  # noqa: BLE001 - one request must never take others down
+            logger.warning("step of %d rows failed: %s", len(flight.batch.rows), error)
+            return False
+        self._counters.steps += 1
+        for row, output in zip(flight.batch.rows, outputs, strict=True):
             self._count(row)
-            self._scheduler.complete(row)
-            request.prompt_scores += result.prompt_scores
-            if samples:
-                self._deliver(request, result)
+            self._record(row, output)
+        self._conclude(flight.batch)
+        return True
+
+    def _record(self, row: Row, output: RowOutput) -> None:
+        request = row.request
+        if request.has_ended:
+            return  # what was computed for it is dropped
+        request.prompt_scores += output.prompt_scores
+        if row.samples:
+            self._deliver(request, output)
+
+    def _conclude(self, batch: Batch) -> None:
+        self._report.num_tokens += sum(row.num_tokens for row in batch.rows)
+        self._scheduler.retire(batch)
+        for row in batch.rows:
+            self._give_back(row.request)
+
+    def _recover(self, failed: Flight, following: Flight | None) -> None:
+        """Run a failed step's rows one by one; what was launched upon it is scheduled anew."""
+        flights = [failed] if following is None else [failed, following]
+        for flight in flights:
+            flight.abandon()
+        self._scheduler.roll_back()
+        for flight in flights:
+            for row in flight.batch.rows:
+                self._give_back(row.request)
+        for row in failed.batch.rows:
+            if row.is_current:
+                self._run_alone(row)
+
+    def _run_alone(self, row: Row) -> None:
+        flight = self._launch(self._scheduler.launch([row]))
+        self._sample(flight)
+        try:
+            (output,) = flight.outputs()
+        except Exception:  # this request's fault, or at least its fate
+            logger.exception("step failed", extra={"request_id": row.request.request_id})
+            flight.abandon()
+            self._scheduler.roll_back()
+            self._end(row.request, "error", "the engine failed on this request")
+            return
+        self._count(row)
+        self._record(row, output)
+        self._conclude(flight.batch)
 
     def _deliver(self, request: Request, result: RowOutput) -> None:
         token = result.token
@@ -293,13 +330,13 @@ class Engine:
             self._report.outputs.append(impossible(request.request_id, _no_token(request)))
             return
         self._counters.generation_tokens += 1
-        finish = request.append(token, self.limits.max_model_len)
+        finish = request.append(token)
         self._report.outputs.append(token_output(request, result, finish))
         if finish is not None:
             self._end(request)
 
     def _count(self, row: Row) -> None:
-        prompt_left = row.request.num_prompt - row.request.num_computed
+        prompt_left = row.request.num_prompt - row.start
         self._counters.prompt_tokens += max(0, min(row.num_tokens, prompt_left))
 
     def _end(
@@ -307,12 +344,20 @@ class Engine:
     ) -> None:
         if self._compilations.get(request.request_id) is request:
             self._compilations.remove(request)
+            request.has_ended = True
         else:
             self._scheduler.remove(request)
-        if request.adapter is not None:
-            self._residency.give_back(request.adapter)
+        self._give_back(request)
         if finish is not None:
             self._report.outputs.append(_ended(request.request_id, finish, error))
+
+    def _give_back(self, request: Request) -> None:
+        """Let go of an ended request's adapter, once no launched step names its slot."""
+        if request.adapter is None or not request.has_ended or request.num_launched:
+            return
+        if request.holds_adapter:
+            request.holds_adapter = False
+            self._residency.give_back(request.adapter)
 
 
 def _ended(request_id: str, finish: FinishReason, error: str | None) -> TokenOutput:

@@ -23,15 +23,19 @@ BlockKey = bytes
 KEY_BYTES = 16
 
 
-def root_key(adapter: str | None, rope_variant: int = 0) -> BlockKey:
+def root_key(adapter: str | None, rope_variant: int = 0, salt: str = "") -> BlockKey:
     """Return the start of the chain of keys for one adapter's sequences; None is the base model.
 
     The adapter is named by its revision, which carries its digest: what one version computed is
-    never taken for another's. Nor are keys that were rotated by other frequencies.
+    never taken for another's. Nor are keys that were rotated by other frequencies, nor what was
+    computed under another salt: whoever has one cannot tell by the time of an answer what others
+    have asked.
     """
     content = b"" if adapter is None else adapter.encode()
     if rope_variant:
         content += b"\0rope" + rope_variant.to_bytes(8, "little")
+    if salt:
+        content += b"\0salt" + salt.encode()
     return blake2b(content, digest_size=KEY_BYTES).digest()
 
 
@@ -71,6 +75,10 @@ class BlockPool:
     def num_used(self) -> int:
         """Blocks in somebody's table."""
         return self.num_blocks - self.num_free
+
+    def num_sole(self, table: Sequence[int]) -> int:
+        """Return how many of a table's blocks could be taken once it is freed."""
+        return sum(self._holders[block] == 1 for block in table)
 
     def allocate(self, count: int) -> list[int]:
         """Take blocks for a new sequence.

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graft_runtime.engine.batch import Row
 from graft_runtime.engine.plan import PromptScores, StepResult
 from graft_runtime.engine.request import Request
-from graft_runtime.engine.scheduler import Row
 from graft_runtime.ipc.messages import FinishReason, TokenOutput, TokenScore
+from graft_runtime.sampling.batch import IntArray
 
 NOT_FINITE = -1
 NO_TOKEN = -2
@@ -34,24 +35,31 @@ class RowOutput:
     prompt_scores: Sequence[TokenScore] = ()
 
 
-def row_outputs(rows: Sequence[Row], result: StepResult) -> Iterator[RowOutput]:
-    """Yield each row's part of the result. Call before the rows are completed."""
-    sampled = 0
-    scored = 0
+def row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> Iterator[RowOutput]:
+    """Yield each row's part of the result.
+
+    Args:
+        rows: The step's.
+        sampled: Which of those that reach their last token got one, see `SamplePlan`.
+        result: What the step brought.
+    """
+    places = {row: place for place, row in enumerate(sampled.tolist())}
     tokens = result.token_ids_S.tolist()
+    ending = scored = 0
     for row in rows:
         prompt = _prompt_scores(row, result.prompt, scored)
         scored += len(row.scored)
-        if not row.samples:
+        place = places.get(ending) if row.samples else None
+        ending += row.samples
+        if place is None:
             yield RowOutput(prompt_scores=prompt)
             continue
-        logprob = None if result.logprobs_S is None else float(result.logprobs_S[sampled])
+        logprob = None if result.logprobs_S is None else float(result.logprobs_S[place])
         top = None
         if result.top is not None:
-            ids, logprobs = result.top.ids_SK[sampled], result.top.logprobs_SK[sampled]
+            ids, logprobs = result.top.ids_SK[place], result.top.logprobs_SK[place]
             top = _alternatives(ids, logprobs, row.request.sampling.top_logprobs)
-        yield RowOutput(tokens[sampled], logprob, top, prompt)
-        sampled += 1
+        yield RowOutput(tokens[place], logprob, top, prompt)
 
 
 def token_output(request: Request, row: RowOutput, finish: FinishReason | None) -> TokenOutput:

@@ -2,7 +2,12 @@
 
 Because it is plain numbers it can be sent to tensor-parallel ranks as it is.
 
-Shape legend: T tokens, R rows (requests), S rows that get a new token, P tokens of prompts that are
+A step is launched before the tokens of the one before it are known. What it takes from there is
+marked as carried: the runner fills it in where the tokens are. How its own tokens are chosen comes
+later, in a `SamplePlan`, when everything before it is known.
+
+Shape legend: T tokens, C carried tokens, R rows (requests), L rows that reach their last token, S
+rows that get a new token (L without those that ended meanwhile), P tokens of prompts that are
 scored, K likeliest tokens, N block ids of all rows.
 """
 
@@ -10,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
+from graft_runtime.engine.batch import Row
 from graft_runtime.engine.sampling_plan import build_sampling
-from graft_runtime.engine.scheduler import Row
 from graft_runtime.sampling.batch import FloatArray, IntArray, SamplingBatch
 
 
@@ -23,6 +29,11 @@ class StepPlan:
     """One step. Offsets end with the total, as in CSR matrices."""
 
     token_ids_T: IntArray
+    """0 where the token is carried."""
+    carried_C: IntArray
+    """Indices into T: tokens that the step before this one samples."""
+    carried_from_C: IntArray
+    """Indices into its S."""
     positions_T: IntArray
     slot_mapping_T: IntArray
     """Where each token's key and value go: ``block * block_size + offset``."""
@@ -36,16 +47,23 @@ class StepPlan:
     adapter_slots_R: IntArray
     rope_variants_R: IntArray
     """See `RopeSpec.variant`."""
-    logits_rows_S: IntArray
+    logits_rows_L: IntArray
     """Indices into T."""
-    sampling: SamplingBatch
-    """Of the S rows."""
     prompt_rows_P: IntArray
     """Indices into T: whose logits say what the model thought of the token after it."""
     prompt_targets_P: IntArray
     """The tokens after them."""
     num_prompt_top: int
     """How many of the likeliest tokens are wanted with each of them."""
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Which of a launched step's rows get a token, and how it is chosen."""
+
+    rows_S: IntArray
+    """Indices into L."""
+    sampling: SamplingBatch
 
 
 @dataclass(frozen=True)
@@ -82,19 +100,21 @@ class StepResult:
 def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
     """Flatten a scheduler's rows. Reads requests, changes nothing."""
     counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
-    computed = np.array([row.request.num_computed for row in rows], dtype=np.int64)
+    computed = np.array([row.start for row in rows], dtype=np.int64)
     query_starts = _starts(counts)
-    tables = [row.request.blocks for row in rows]
+    tables = [row.table for row in rows]
     block_starts = _starts(np.array([len(table) for table in tables], dtype=np.int64))
-    block_ids_N = np.array([block for table in tables for block in table], dtype=np.int64)
+    block_ids_N = _flat(tables)
     positions_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - computed, counts)
     block_index_T = np.repeat(block_starts[:-1], counts) + positions_T // block_size
     sampled = [index for index, row in enumerate(rows) if row.samples]
     prompt_rows_P, prompt_targets_P = _prompt_scores(rows, query_starts)
+    token_ids_T, carried = _tokens(rows)
     return StepPlan(
-        token_ids_T=np.array(
-            [token for row in rows for token in _tokens(row)],
-            dtype=np.int64,
+        token_ids_T=token_ids_T,
+        carried_C=query_starts[1:][carried] - 1,
+        carried_from_C=np.array(
+            [rows[index].request.sampled_row for index in carried], dtype=np.int64
         ),
         positions_T=positions_T,
         slot_mapping_T=block_ids_N[block_index_T] * block_size + positions_T % block_size,
@@ -102,19 +122,43 @@ def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
         seq_lens_R=computed + counts,
         block_starts=block_starts,
         block_ids_N=block_ids_N,
-        adapter_slots_R=np.array([row.request.slot for row in rows], dtype=np.int64),
+        adapter_slots_R=np.array([row.slot for row in rows], dtype=np.int64),
         rope_variants_R=np.array([row.request.rope_variant for row in rows], dtype=np.int64),
-        logits_rows_S=query_starts[1:][sampled] - 1,
-        sampling=build_sampling([rows[index].request for index in sampled]),
+        logits_rows_L=query_starts[1:][sampled] - 1,
         prompt_rows_P=prompt_rows_P,
         prompt_targets_P=prompt_targets_P,
         num_prompt_top=max((row.request.sampling.prompt_logprobs or 0 for row in rows), default=0),
     )
 
 
-def _tokens(row: Row) -> list[int]:
-    start = row.request.num_computed
-    return row.request.tokens[start : start + row.num_tokens]
+def build_sample_plan(rows: Sequence[Row]) -> SamplePlan:
+    """Flatten what a launched step's rows ask of their new tokens, and number those.
+
+    All tokens of earlier steps must be known by now: penalties and the like depend on them.
+    """
+    ending = [row.request for row in rows if row.samples]
+    rows_S = [index for index, request in enumerate(ending) if not request.has_ended]
+    requests = [ending[index] for index in rows_S]
+    for place, request in enumerate(requests):
+        request.sampled_row = place
+    return SamplePlan(np.array(rows_S, dtype=np.int64), build_sampling(requests))
+
+
+def _tokens(rows: Sequence[Row]) -> tuple[IntArray, list[int]]:
+    """Return the tokens, and the rows whose last one is not known yet."""
+    tokens: list[int] = []
+    carried: list[int] = []
+    for index, row in enumerate(rows):
+        end = row.start + row.num_tokens
+        tokens += row.request.tokens[row.start : end]
+        if end > len(row.request.tokens):
+            tokens.append(0)
+            carried.append(index)
+    return np.array(tokens, dtype=np.int64), carried
+
+
+def _flat(tables: Sequence[Sequence[int]]) -> IntArray:
+    return np.fromiter(chain.from_iterable(tables), dtype=np.int64)
 
 
 def _prompt_scores(rows: Sequence[Row], query_starts: IntArray) -> tuple[IntArray, IntArray]:
@@ -124,7 +168,7 @@ def _prompt_scores(rows: Sequence[Row], query_starts: IntArray) -> tuple[IntArra
     for index, row in enumerate(rows):
         scored = row.scored
         if scored:
-            offset = int(query_starts[index]) - row.request.num_computed - 1
+            offset = int(query_starts[index]) - row.start - 1
             indices += range(scored.start + offset, scored.stop + offset)
             targets += row.request.tokens[scored.start : scored.stop]
     return np.array(indices, dtype=np.int64), np.array(targets, dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 from graft_runtime.engine.kv_cache import BlockKey, next_key, root_key
@@ -14,8 +15,9 @@ from graft_runtime.sampling.grammar import GrammarState
 class Request:
     """A sequence of tokens on its way.
 
-    ``tokens`` is the prompt followed by the output. ``num_computed`` of them have their keys and
-    values in the cache; a request decodes when exactly one is left to compute.
+    ``tokens`` is the prompt followed by the output, as far as the host knows it; ``num_pending``
+    more are being sampled. ``num_computed`` of them have their keys and values in the cache, or are
+    in a step that has been launched; a request decodes when exactly one is left to launch.
     """
 
     request_id: str
@@ -25,6 +27,14 @@ class Request:
     adapter: str | None
     arrival: int
     """Order of arrival, the only notion of age in the scheduler."""
+    max_length: int = sys.maxsize
+    """Prompt and output together never become longer, in tokens."""
+    tenant: str = ""
+    """Who shares the engine's time with whom; see `FairShare`."""
+    priority: int = 0
+    """Class of the request: a lower number goes first, whatever is owed to whom."""
+    salt: str = ""
+    """Keys and values are shared only between requests that have the same one."""
     stop_ids: frozenset[int] = frozenset()
     rules: TokenRules | None = None
     grammar: GrammarState | None = None
@@ -33,53 +43,93 @@ class Request:
     rope_variant: int = 0
     """See `RopeSpec.variant`; the same from the first token to the last."""
     num_computed: int = 0
+    num_pending: int = 0
+    """Tokens that launched steps will bring."""
+    num_launched: int = 0
+    """Launched steps that name it and have not retired."""
+    sampled_row: int = 0
+    """Where its pending token is among those that the latest step samples."""
     blocks: list[int] = field(default_factory=list)
     keys: list[BlockKey] = field(default_factory=list)
     """Keys of the full blocks of ``tokens``, as far as they have been needed."""
     slot: int = 0
     """Device slot of the adapter while running; 0 for the base model."""
+    holds_adapter: bool = False
+    """Whether the adapter must stay known for its sake."""
     num_cached: int = 0
     """Prompt tokens that were found in the cache when it was first admitted."""
+    num_charged: int = 0
+    """Prompt tokens that its tenant has been charged for, or got from the cache."""
     admitted: bool = False
     """Whether it has run before; a second time means that it was preempted."""
+    length_at_admission: int = 0
+    """How many tokens it had when it was last admitted, pending ones included."""
+    epoch: int = 0
+    """How often it was preempted: what was launched in an earlier epoch computed for nothing."""
+    has_ended: bool = False
+    """Whether nothing more is to be said to its client."""
 
     prompt_scores: list[TokenScore] = field(default_factory=list)
     """Of the prompt's second token and those after it, as far as known."""
+    num_scored: int = 0
+    """How many of these are known or will come from launched steps."""
 
     @property
     def is_scoring(self) -> bool:
         """Whether tokens of its prompt are still to be scored, so that none may come from cache."""
         wanted = self.sampling.prompt_logprobs is not None
-        return wanted and len(self.prompt_scores) < self.num_prompt - 1
+        return wanted and self.num_scored < self.num_prompt - 1
 
     @property
     def num_output(self) -> int:
-        """Tokens generated so far."""
+        """Tokens generated so far, as far as the host knows."""
         return len(self.tokens) - self.num_prompt
 
     @property
+    def length(self) -> int:
+        """Tokens so far, those included that are being sampled."""
+        return len(self.tokens) + self.num_pending
+
+    @property
     def num_remaining(self) -> int:
-        """Tokens still to compute before the next one can be sampled."""
-        return len(self.tokens) - self.num_computed
+        """Tokens still to launch before the next one can be sampled."""
+        return len(self.tokens) + self.num_pending - self.num_computed
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the tokens that are being sampled are its last ones, whatever they are."""
+        return len(self.tokens) + self.num_pending >= self.max_length
+
+    @property
+    def may_yield(self) -> bool:
+        """Whether it has gained a token since it was admitted, so that it may be preempted."""
+        return self.length > self.length_at_admission
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Order among running requests: the last one gives way first."""
+        return self.priority, self.arrival
 
     def block_keys(self, count: int, block_size: int) -> list[BlockKey]:
         """Return the keys of the first ``count`` blocks; all of them must be full of tokens."""
-        parent = self.keys[-1] if self.keys else root_key(self.adapter, self.rope_variant)
+        if not self.keys:
+            parent = root_key(self.adapter, self.rope_variant, self.salt)
+        else:
+            parent = self.keys[-1]
         for index in range(len(self.keys), count):
             parent = next_key(parent, self.tokens[index * block_size : (index + 1) * block_size])
             self.keys.append(parent)
         return self.keys[:count]
 
-    def append(self, token_id: int, max_model_len: int) -> FinishReason | None:
+    def append(self, token_id: int) -> FinishReason | None:
         """Add a sampled token and tell whether the request ends with it."""
+        self.num_pending -= 1
         self.tokens.append(token_id)
         if self.rules is not None:
             self.rules.add(token_id)
         if token_id in self.stop_ids or self._completes_grammar(token_id):
             return "stop"
-        if self.num_output >= self.sampling.max_tokens or len(self.tokens) >= max_model_len:
-            return "length"
-        return None
+        return "length" if len(self.tokens) >= self.max_length else None
 
     def _completes_grammar(self, token_id: int) -> bool:
         if self.grammar is None:

@@ -1,11 +1,16 @@
-"""Run a step plan on the model: the only place where the engine meets tensors.
+"""Run step plans on the model: the only place where the engine meets tensors.
 
-Shape legend: S rows that get a new token, P tokens of prompts that are scored, K likeliest tokens,
-V vocabulary.
+A step is two pieces of work in a lane: the forward pass, which ends with logits, and the choice of
+tokens from them. The tokens stay on the device for the next step, which may be launched before
+anybody has seen them.
+
+Shape legend: T tokens, C carried tokens, L rows that reach their last token, S rows that get a new
+token, P tokens of prompts that are scored, K likeliest tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from graft_runtime.engine.plan import PromptScores, StepPlan, StepResult, TopTokens
+from graft_runtime.engine.lane import Lane, create_lane
+from graft_runtime.engine.plan import PromptScores, SamplePlan, StepPlan, StepResult, TopTokens
+from graft_runtime.errors import GraftRuntimeError
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.sampling.logprobs import Scores, rank, score
 from graft_runtime.sampling.sampler import Sampled, sample
@@ -27,27 +34,35 @@ class Model(Protocol):
 
 
 class StepHandle:
-    """A launched step. On a CPU it has already run; on a device `result` waits for it."""
+    """A launched step."""
 
-    def __init__(self, sampled: Sampled, prompt: tuple[Scores, Tensor] | None) -> None:
-        """Keep what the step left on the device.
+    def __init__(self, runner: Runner, plan: StepPlan, forward: Future[Tensor]) -> None:
+        """Keep what is on its way.
 
         Args:
-            sampled: Tokens and their log probabilities.
-            prompt: Scores and ranks [P] of prompts' tokens.
+            runner: Where it was launched.
+            plan: What was launched.
+            forward: Its logits [L + P, V].
         """
-        self._sampled = sampled
-        self._prompt = prompt
+        self._runner = runner
+        self._plan = plan
+        self._forward = forward
+        self._sampled: Future[_Landing] | None = None
+
+    def sample(self, plan: SamplePlan) -> None:
+        """Launch the choice of tokens. It waits for the logits, this call does not."""
+        self._sampled = self._runner.launch_sampling(self._plan, self._forward, plan)
 
     def result(self) -> StepResult:
-        """Wait for the step and return its tokens."""
-        token_ids_S, logprobs_S, ids_SK, top_SK = self._sampled
-        return StepResult(
-            token_ids_S.cpu().numpy(),
-            None if logprobs_S is None else logprobs_S.cpu().numpy(),
-            None if ids_SK is None or top_SK is None else _top(ids_SK, top_SK),
-            None if self._prompt is None else _prompt_scores(*self._prompt),
-        )
+        """Wait for the step and return its tokens; raises what went wrong in it."""
+        if self._sampled is None:
+            message = "the result of a step was wanted before its tokens were"
+            raise GraftRuntimeError(message)
+        return self._sampled.result().wait()
+
+    def abandon(self) -> None:
+        """Wait until nothing of the step is under way any more, whatever became of it."""
+        self._forward.exception()
 
 
 class Runner:
@@ -56,25 +71,54 @@ class Runner:
     def __init__(self, model: Model, device: torch.device) -> None:
         self._model = model
         self._device = device
+        self._lane: Lane = create_lane(device)
+        self._tokens_S: Tensor | None = None
+        """What the latest step sampled; None while it has not. Touched by work in the lane only."""
+
+    def launch(self, plan: StepPlan) -> StepHandle:
+        """Start a step's forward pass."""
+        batch = self._forward_batch(plan)
+        carried_C, from_C = self._tensor(plan.carried_C), self._tensor(plan.carried_from_C)
+        future = self._lane.submit(lambda: self._run(batch, carried_C, from_C))
+        return StepHandle(self, plan, future)
+
+    def launch_sampling(
+        self, step: StepPlan, forward: Future[Tensor], plan: SamplePlan
+    ) -> Future[_Landing]:
+        """Start the choice of a step's tokens, and the scoring of its prompts' tokens."""
+        return self._lane.submit(lambda: self._sample(step, forward.result(), plan))
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> StepHandle:
-        """Start a step: the forward pass, then sampling from its logits."""
-        logits = self._model.forward(self._forward_batch(plan))
-        num_sampled = len(plan.logits_rows_S)
-        sampled = Sampled(torch.empty(0, dtype=torch.int64), None)
-        if num_sampled:
-            sampled = sample(logits[:num_sampled], plan.sampling)
-        if not len(plan.prompt_rows_P):
-            return StepHandle(sampled, None)
-        targets_P = self._tensor(plan.prompt_targets_P)
-        scores = score(logits[num_sampled:], targets_P, plan.num_prompt_top)
-        return StepHandle(sampled, (scores, rank(logits[num_sampled:], targets_P)))
+    def _run(self, batch: ForwardBatch, carried_C: Tensor, from_C: Tensor) -> Tensor:
+        tokens_S, self._tokens_S = self._tokens_S, None
+        if len(carried_C):
+            if tokens_S is None:
+                message = "the step before this one has brought no tokens"
+                raise GraftRuntimeError(message)
+            # A row without a token has a negative number, and its next row's output is dropped.
+            batch.token_ids_T[carried_C] = tokens_S[from_C].clamp(min=0)
+        return self._model.forward(batch)
+
+    @torch.inference_mode()
+    def _sample(self, step: StepPlan, logits: Tensor, plan: SamplePlan) -> _Landing:
+        num_ending = len(step.logits_rows_L)
+        sampled = Sampled(torch.empty(0, dtype=torch.int64, device=logits.device), None)
+        if len(plan.rows_S):
+            logits_SV = logits[:num_ending]
+            if len(plan.rows_S) < num_ending:
+                logits_SV = logits_SV[self._tensor(plan.rows_S)]
+            sampled = sample(logits_SV, plan.sampling)
+        self._tokens_S = sampled.token_ids_S
+        if not len(step.prompt_rows_P):
+            return _Landing(sampled, None)
+        targets_P = self._tensor(step.prompt_targets_P)
+        scores = score(logits[num_ending:], targets_P, step.num_prompt_top)
+        return _Landing(sampled, (scores, rank(logits[num_ending:], targets_P)))
 
     def _forward_batch(self, plan: StepPlan) -> ForwardBatch:
         bounds = zip(plan.block_starts[:-1].tolist(), plan.block_starts[1:].tolist(), strict=True)
         blocks = plan.block_ids_N.tolist()
-        logits_rows = np.concatenate((plan.logits_rows_S, plan.prompt_rows_P))
+        logits_rows = np.concatenate((plan.logits_rows_L, plan.prompt_rows_P))
         return ForwardBatch(
             token_ids_T=self._tensor(plan.token_ids_T),
             positions_T=self._tensor(plan.positions_T),
@@ -91,14 +135,50 @@ class Runner:
         return torch.from_numpy(array).to(self._device)
 
 
-def _top(ids_SK: Tensor, logprobs_SK: Tensor) -> TopTokens:
-    return TopTokens(ids_SK.cpu().numpy(), logprobs_SK.cpu().numpy())
+class _Landing:
+    """A step's tokens on their way to the host."""
+
+    def __init__(self, sampled: Sampled, prompt: tuple[Scores, Tensor] | None) -> None:
+        """Start the copies.
+
+        Args:
+            sampled: Tokens and their log probabilities.
+            prompt: Scores and ranks [P] of prompts' tokens.
+        """
+        token_ids_S, logprobs_S, ids_SK, top_SK = sampled
+        self._tokens_S = _to_host(token_ids_S)
+        self._logprobs_S = None if logprobs_S is None else _to_host(logprobs_S)
+        self._top: tuple[Tensor, Tensor] | None = None
+        if ids_SK is not None and top_SK is not None:
+            self._top = _to_host(ids_SK), _to_host(top_SK)
+        self._prompt: list[Tensor] | None = None
+        if prompt is not None:
+            scores, ranks_P = prompt
+            self._prompt = [_to_host(one) for one in (*scores, ranks_P)]
+        self._copied: torch.cuda.Event | None = None
+        if token_ids_S.is_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch's own
+            self._copied.record()
+
+    def wait(self) -> StepResult:
+        """Wait for the copies."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        prompt = None
+        if self._prompt is not None:
+            logprobs_P, ids_PK, top_PK, ranks_P = (one.numpy() for one in self._prompt)
+            prompt = PromptScores(logprobs_P, ranks_P, ids_PK, top_PK)
+        return StepResult(
+            self._tokens_S.numpy(),
+            None if self._logprobs_S is None else self._logprobs_S.numpy(),
+            None if self._top is None else TopTokens(*(one.numpy() for one in self._top)),
+            prompt,
+        )
 
 
-def _prompt_scores(scores: Scores, ranks_P: Tensor) -> PromptScores:
-    return PromptScores(
-        scores.logprobs_m.cpu().numpy(),
-        ranks_P.cpu().numpy(),
-        scores.top_ids_mK.cpu().numpy(),
-        scores.top_logprobs_mK.cpu().numpy(),
-    )
+def _to_host(tensor: Tensor) -> Tensor:
+    """Start to copy a tensor to memory that the device can write to by itself."""
+    if not tensor.is_cuda:
+        return tensor
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)

@@ -1,18 +1,28 @@
 """Which tokens of which requests the next step computes. Never sees a tensor or a clock.
 
-One token budget per step: decodes first, then chunks of running prompts, then waiting requests in
-order of arrival. When blocks run out the youngest running request gives its blocks back and is
-computed again later, so the oldest always progresses.
+One token budget per step: decodes first, then chunks of running prompts, then waiting requests by
+class and fair share. When blocks run out, the last request by class and age gives its blocks back
+and is computed again later, so the first always progresses.
+
+Steps are scheduled ahead: while one runs, the next is chosen as if it had succeeded. What a
+launched step names (blocks, slots) is given to nobody before the step has retired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from types import MappingProxyType
 
-from graft_runtime.engine.kv_cache import BlockPool, OutOfBlocksError, blocks_for
+from graft_runtime.engine.batch import Batch, Row, row_of
+from graft_runtime.engine.fair_share import OUTPUT_COST, PROMPT_COST, FairShare
+from graft_runtime.engine.kv_cache import BlockPool, blocks_for
 from graft_runtime.engine.request import Request
+from graft_runtime.engine.waiting import WaitingQueue
+from graft_runtime.errors import GraftRuntimeError
 
 
 @dataclass(frozen=True)
@@ -26,27 +36,8 @@ class SchedulerLimits:
     max_scored_tokens: int = 256
     """Tokens of scored prompts in one step. Each has a row of logits, which is as long as the
     vocabulary: this bounds the memory they take."""
-
-
-class Row(NamedTuple):
-    """One request's part of a step: ``num_tokens`` tokens from ``request.num_computed`` on."""
-
-    request: Request
-    num_tokens: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether this part reaches the last token, so that a new one is sampled."""
-        return self.num_tokens == self.request.num_remaining
-
-    @property
-    def scored(self) -> range:
-        """Positions of the prompt's tokens whose scores this part brings."""
-        request = self.request
-        if not request.is_scoring:
-            return range(0)
-        first = max(request.num_computed, len(request.prompt_scores)) + 1
-        return range(first, min(request.num_computed + self.num_tokens + 1, request.num_prompt))
+    tenant_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Share of each tenant; see `FairShare`."""
 
 
 AdapterGate = Callable[[str], int | None]
@@ -67,8 +58,11 @@ class Scheduler:
         self._gate = gate
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
-        self._waiting: list[Request] = []
+        self._share = FairShare(limits.tenant_weights)
+        self._waiting = WaitingQueue(self._share)
+        self._launched: deque[Batch] = deque()
         self._scoring_left = 0
+        self._coming = 0
 
     @property
     def num_running(self) -> int:
@@ -83,7 +77,8 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request. It must fit the pool when alone; the caller has checked that."""
         self._requests[request.request_id] = request
-        self._waiting.append(request)
+        self._share.enter(request.tenant)
+        self._waiting.add(request)
 
     def get(self, request_id: str) -> Request | None:
         """Return a request that has not ended yet."""
@@ -93,36 +88,77 @@ class Scheduler:
         """Iterate over all requests that have not ended yet."""
         return iter(self._requests.values())
 
+    def slots_in_use(self) -> set[int]:
+        """Return the adapters' slots that running requests or launched steps name."""
+        slots = {request.slot for request in self._running}
+        slots.update(row.slot for batch in self._launched for row in batch.rows)
+        return slots - {0}
+
     def remove(self, request: Request) -> None:
-        """End a request in whatever phase it is and free what it holds."""
+        """End a request in whatever phase it is; what it holds is free once no step names it."""
+        request.has_ended = True
         del self._requests[request.request_id]
-        if request in self._running:
+        self._share.leave(request.tenant)
+        if request.blocks:
             self._running.remove(request)
-            self.pool.free(request.blocks)
+            self._let_go(request)
         else:
             self._waiting.remove(request)
 
-    def schedule(self) -> list[Row]:
-        """Choose the next step's rows and give them the blocks they will write to."""
-        rows: list[Row] = []
+    def schedule(self) -> Batch:
+        """Choose the next step's rows and take them for launched. Without rows there is no step."""
         self._scoring_left = self.limits.max_scored_tokens
+        self._coming = sum(
+            self.pool.num_sole(table) for batch in self._launched for table in batch.held
+        )
+        self._displace()
+        rows: list[Row] = []
         budget = self._schedule_decodes(rows, self.limits.max_batch_tokens)
-        has_decodes = bool(rows)
-        budget = self._schedule_prompts(rows, budget, has_decodes=has_decodes)
-        self._schedule_waiting(rows, budget, has_decodes=has_decodes)
+        if rows:
+            budget = min(budget, self.limits.max_chunk_tokens)
+        budget = self._schedule_prompts(rows, budget)
+        self._schedule_waiting(rows, budget)
         rows.sort(key=_place)
-        return rows
+        return self.launch(rows)
 
-    def complete(self, row: Row) -> None:
-        """Record that a row's tokens are in the cache, and name the blocks that are full now."""
-        request, size = row.request, self.limits.block_size
-        first_new = request.num_computed // size
-        request.num_computed += row.num_tokens
-        full = request.num_computed // size
-        if full > first_new:
-            keys = request.block_keys(full, size)
-            for index in range(first_new, full):
-                self.pool.publish(request.blocks[index], keys[index])
+    def launch(self, rows: Sequence[Row]) -> Batch:
+        """Advance requests as if a step of these rows had succeeded already."""
+        batch = Batch(list(rows))
+        for row in batch.rows:
+            request = row.request
+            request.num_computed += row.num_tokens
+            request.num_pending += row.samples
+            request.num_scored += len(row.scored)
+            request.num_launched += 1
+            self._charge(row)
+        if batch.rows:
+            self._launched.append(batch)
+        return batch
+
+    def retire(self, batch: Batch) -> None:
+        """Name the blocks that the oldest launched step filled, and free what it kept from others.
+
+        Its tokens must have been recorded, as far as their requests have not ended.
+        """
+        if self._launched.popleft() is not batch:
+            raise GraftRuntimeError("steps retire in the order of their launch")
+        for row in batch.rows:
+            row.request.num_launched -= 1
+            self._publish(row)
+        self._free_held(batch)
+
+    def roll_back(self) -> None:
+        """Undo all launched steps, the latest first: none of them brought anything."""
+        while self._launched:
+            batch = self._launched.pop()
+            for row in batch.rows:
+                request = row.request
+                request.num_launched -= 1
+                request.num_pending -= row.samples
+                request.num_scored -= len(row.scored)
+                if row.is_current:
+                    request.num_computed = row.start
+            self._free_held(batch)
 
     def forget_history(self) -> None:
         """Start counting from zero."""
@@ -134,38 +170,53 @@ class Scheduler:
         Raises:
             GraftRuntimeError: They disagree.
         """
-        self.pool.check_integrity([request.blocks for request in self._running])
+        held = [table for batch in self._launched for table in batch.held]
+        self.pool.check_integrity([request.blocks for request in self._running] + held)
+
+    # Choosing rows.
 
     def _schedule_decodes(self, rows: list[Row], budget: int) -> int:
-        decodes = [request for request in self._running if request.num_remaining == 1]
-        for request in decodes:
-            if budget and request.blocks and self._ensure_room(request):
-                rows.append(Row(request, 1))
+        # One token is left for prompts, or a crowd of decodes would keep them where they are.
+        prefilling = any(request.num_remaining > 1 for request in self._running)
+        budget -= prefilling
+        for request in list(self._running):
+            if not budget:
+                break
+            if request.num_remaining != 1 or request.is_complete or not request.blocks:
+                continue
+            if self._ensure_room(request):
+                rows.append(row_of(request, 1))
                 budget -= 1
-        # A later decode may have pushed out a younger one that was already chosen.
-        rows[:] = [row for row in rows if row.request.blocks]
-        return self.limits.max_batch_tokens - len(rows)
+        return budget + prefilling
 
-    def _schedule_prompts(self, rows: list[Row], budget: int, *, has_decodes: bool) -> int:
+    def _schedule_prompts(self, rows: list[Row], budget: int) -> int:
         for request in self._running:
             if request.num_remaining > 1 and budget and self._may_score(request):
-                rows.append(self._chunk(request, budget, has_decodes=has_decodes))
+                rows.append(self._chunk(request, budget))
                 budget -= rows[-1].num_tokens
         return budget
 
-    def _schedule_waiting(self, rows: list[Row], budget: int, *, has_decodes: bool) -> None:
-        for request in list(self._waiting):
-            if not budget or self.num_running >= self.limits.max_running:
-                return
+    def _schedule_waiting(self, rows: list[Row], budget: int) -> None:
+        if not budget or self.num_running >= self.limits.max_running:
+            return
+        for request in self._waiting.candidates():
             if not self._may_score(request):
                 return
-            slot = 0 if request.adapter is None else self._gate(request.adapter)
+            slot = self._slot(request)
             if slot is None:
-                continue  # its adapter is on the way; others need not wait for it
+                continue  # what it waits for is on the way; others need not wait for that
             if not self._admit(request, slot):
                 return  # strictly in order: a small request never overtakes a large one
-            rows.append(self._chunk(request, budget, has_decodes=has_decodes))
+            rows.append(self._chunk(request, budget))
             budget -= rows[-1].num_tokens
+            if not budget or self.num_running >= self.limits.max_running:
+                return
+
+    def _slot(self, request: Request) -> int | None:
+        """Return the slot in which a waiting request may run; None while it cannot."""
+        if request.num_launched:
+            return None  # it was preempted under a step that has not retired
+        return 0 if request.adapter is None else self._gate(request.adapter)
 
     def _admit(self, request: Request, slot: int) -> bool:
         size = self.limits.block_size
@@ -181,60 +232,134 @@ class Scheduler:
         if missing + growth > self.pool.num_free:
             self.pool.free(found)
             return False
-        request.blocks = found + self.pool.allocate(missing)
-        request.num_computed = len(found) * size
-        request.slot = slot
-        self._count_hits(request)
         self._waiting.remove(request)
-        self._running.append(request)
-        self._running.sort(key=_arrival)
+        request.num_computed = len(found) * size
+        request.blocks = found + self.pool.allocate(missing)
+        request.slot = slot
+        request.length_at_admission = request.length
+        self._count_hits(request)
+        insort(self._running, request, key=_rank)
         return True
 
     def _count_hits(self, request: Request) -> None:
         if request.admitted:
             return  # what a preempted request finds again is not a saving
         request.admitted = True
-        request.num_cached = request.num_computed
+        request.num_cached = request.num_charged = request.num_computed
         self.num_prefix_queries += request.num_prompt
         self.num_prefix_hits += request.num_cached
 
-    def _chunk(self, request: Request, budget: int, *, has_decodes: bool) -> Row:
-        limit = min(budget, self.limits.max_chunk_tokens) if has_decodes else budget
+    def _chunk(self, request: Request, budget: int) -> Row:
         if request.is_scoring:
-            limit = min(limit, self._scoring_left)
-            self._scoring_left -= min(request.num_remaining, limit)
-        return Row(request, min(request.num_remaining, limit))
+            budget = min(budget, self._scoring_left)
+            self._scoring_left -= min(request.num_remaining, budget)
+        return row_of(request, min(request.num_remaining, budget))
 
     def _may_score(self, request: Request) -> bool:
         return self._scoring_left > 0 or not request.is_scoring
 
+    def _charge(self, row: Row) -> None:
+        """Charge the tenant for what is computed for the first time."""
+        request = row.request
+        if request.has_ended:
+            return
+        reached = min(row.start + row.num_tokens, request.num_prompt)
+        new = max(0, reached - request.num_charged)
+        request.num_charged += new
+        self._share.charge(request.tenant, PROMPT_COST * new + OUTPUT_COST * row.samples)
+
+    # Making room.
+
+    def _displace(self) -> None:
+        """Preempt for the next waiting request what is of a lower class, if that lets it run."""
+        if not self._running or self._running[-1].priority <= self._waiting.first_priority:
+            return
+        best = next(self._waiting.candidates())
+        missing = blocks_for(len(best.tokens), self.limits.block_size) + 1
+        lower = [one for one in reversed(self._running) if one.priority > best.priority]
+        victims = [one for one in lower if one.may_yield]
+        room = self.pool.num_free + self._coming
+        if not victims or missing > room + sum(self.pool.num_sole(one.blocks) for one in victims):
+            return
+        if self._slot(best) is None:
+            return
+        for victim in victims:
+            has_seat = self.num_running < self.limits.max_running
+            if has_seat and missing <= self.pool.num_free + self._coming:
+                return
+            self._preempt(victim)
+
     def _ensure_room(self, request: Request) -> bool:
-        """Give a decoding request the block for its next token, at the youngest's expense."""
-        while len(request.blocks) * self.limits.block_size < len(request.tokens):
-            try:
-                self.pool.extend(request.blocks)
-            except OutOfBlocksError:
-                victim = self._running[-1]
-                self._preempt(victim)
-                if victim is request:
-                    return False
+        """Give a decoding request the block for its next token, at the last one's expense."""
+        if len(request.blocks) * self.limits.block_size > request.num_computed:
+            return True
+        while not self.pool.num_free:
+            if self._coming:
+                self._coming -= 1
+                return False  # blocks are on the way: it gets one when their step has retired
+            victim = self._victim(request)
+            if victim is None:
+                return False  # those behind it gain a token first
+            self._preempt(victim)
+            if victim is request:
+                return False
+        self.pool.extend(request.blocks)
         return True
+
+    def _victim(self, request: Request) -> Request | None:
+        """Return the last running request behind this one that may give way, or else itself.
+
+        None if those behind it may not yet: they hold all that they need for their next token.
+        """
+        if request is self._running[-1]:
+            return request
+        behind = takewhile(lambda one: one is not request, reversed(self._running))
+        return next((one for one in behind if one.may_yield), None)
 
     def _preempt(self, request: Request) -> None:
         """Take a request's blocks; it is computed again from the start when there is room."""
         self.num_preemptions += 1
         self._running.remove(request)
-        self.pool.free(request.blocks)
+        self._let_go(request)
+        request.epoch += 1
         request.num_computed = 0
         request.slot = 0
-        self._waiting.append(request)
-        self._waiting.sort(key=_arrival)
+        self._waiting.add(request)
+
+    def _let_go(self, request: Request) -> None:
+        """Free a request's blocks, or leave them to the last launched step that names them."""
+        table, request.blocks = request.blocks, []
+        last = next((one for one in reversed(self._launched) if _names(one, request)), None)
+        if last is None:
+            self.pool.free(table)
+        else:
+            last.held.append(table)
+            self._coming += self.pool.num_sole(table)
+
+    def _free_held(self, batch: Batch) -> None:
+        for table in batch.held:
+            self.pool.free(table)
+        batch.held.clear()
+
+    def _publish(self, row: Row) -> None:
+        """Name the blocks that a row's tokens filled, so that others find them."""
+        request, size = row.request, self.limits.block_size
+        known = min(row.start + row.num_tokens, len(request.tokens))
+        first, full = row.start // size, known // size
+        if full > first and row.table:
+            keys = request.block_keys(full, size)
+            for index in range(first, full):
+                self.pool.publish(row.table[index], keys[index])
+
+
+def _names(batch: Batch, request: Request) -> bool:
+    return any(row.request is request and row.epoch == request.epoch for row in batch.rows)
 
 
 def _place(row: Row) -> tuple[bool, int]:
     """Keep decodes together, and in them each adapter's rows: then nothing has to be gathered."""
-    return row.num_tokens > 1, row.request.slot
+    return row.num_tokens > 1, row.slot
 
 
-def _arrival(request: Request) -> int:
-    return request.arrival
+def _rank(request: Request) -> tuple[int, int]:
+    return request.rank

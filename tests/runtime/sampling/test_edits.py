@@ -44,7 +44,7 @@ def request(prompt: list[int] = PROMPT, output: list[int] = OUTPUT, **parameters
         rules=TokenRules.of(sampling, prompt, STOP),
     )
     for token in output:
-        made.append(token, 10_000)
+        made.append(token)
     return made
 
 
