@@ -72,6 +72,12 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     sampling: Sampling
     adapter: str | None = None
     """Revision, or None for the base model."""
+    tenant: str = ""
+    """Who shares the engine's time with whom."""
+    priority: int = 0
+    """Class of the request: a lower number goes first."""
+    cache_salt: str = ""
+    """Keys and values are shared only between requests of one tenant that have the same one."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

@@ -2,97 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from graft_runtime.engine.engine import Engine, EngineLimits
-from graft_runtime.engine.scheduler import SchedulerLimits
-from graft_runtime.ipc.messages import RegisterAdapter, Sampling, Submit, TokenOutput
-from tests.support.echo_model import EchoModel, next_token
-from tests.support.memory_slots import MemorySlots
-
-BLOCK_SIZE = 4
-MAX_MODEL_LEN = 48
-
-
-class Bench:
-    """An engine, what it was asked and what it answered."""
-
-    def __init__(self, *, num_blocks: int = 64, num_pages: int = 4, max_running: int = 8) -> None:
-        self.slots = MemorySlots(num_pages)
-        self.model = EchoModel(BLOCK_SIZE, self.slots.keys)
-        limits = SchedulerLimits(
-            BLOCK_SIZE, max_batch_tokens=16, max_running=max_running, max_chunk_tokens=5
-        )
-        self.engine = Engine(
-            EngineLimits(limits, num_blocks, MAX_MODEL_LEN, frozenset({0})), self.model, self.slots
-        )
-        self.asked: dict[str, Submit] = {}
-        self.tokens: dict[str, list[int]] = {}
-        self.finished: dict[str, TokenOutput] = {}
-        self.cached: dict[str, int] = {}
-        self.residency: list[tuple[str, str]] = []
-
-    def submit(
-        self, prompt: list[int], max_tokens: int, adapter: str | None = None, **sampling: object
-    ) -> str:
-        name = f"r{len(self.asked)}"
-        message = Submit(
-            name,
-            prompt,
-            Sampling(max_tokens=max_tokens, temperature=0.0, **sampling),  # type: ignore[arg-type] # test shorthand
-            adapter,
-        )
-        self.asked[name] = message
-        self.tokens[name] = []
-        self.engine.submit(message)
-        return name
-
-    def register(self, key: int, *, prefetch: bool = True, pinned: bool = False) -> str:
-        revision = f"ns/a{key}@{key:012d}"
-        path = str(Path("/x") / str(key))
-        self.engine.register(RegisterAdapter(revision, path, 8, prefetch, pinned))
-        return revision
-
-    def step(self) -> None:
-        report = self.engine.step()
-        for output in report.outputs:
-            self.tokens[output.request_id] += output.token_ids
-            self.cached[output.request_id] = output.num_cached
-            if output.finish_reason is not None:
-                self.finished[output.request_id] = output
-        self.residency += [(event.revision, event.state) for event in report.adapters]
-
-    def drain(self) -> None:
-        for _ in range(2_000):
-            if not self.engine.has_work:
-                break
-            self.step()
-        assert not self.engine.has_work, "the engine never came to rest"
-        self.engine.check_integrity()
-        stats = self.engine.stats()
-        assert (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
-
-    def expected(self, name: str) -> list[int]:
-        asked = self.asked[name]
-        key = 0 if asked.adapter is None else int(asked.adapter.rpartition("@")[2])
-        tokens = list(asked.token_ids)
-        while True:
-            tokens.append(next_token(tokens, key))
-            output = tokens[len(asked.token_ids) :]
-            if tokens[-1] == 0 or len(output) >= asked.sampling.max_tokens:
-                return output
-            if len(tokens) >= MAX_MODEL_LEN:
-                return output
-
-    def assert_all_right(self) -> None:
-        for name in self.asked:
-            assert self.tokens[name] == self.expected(name)
-            assert self.finished[name].finish_reason in ("stop", "length")
+from tests.support.engine_bench import BLOCK_SIZE, MAX_MODEL_LEN, Bench
 
 
 def test_requests_of_all_lengths_in_one_batch_get_their_own_tokens() -> None:
