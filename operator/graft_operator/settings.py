@@ -34,6 +34,10 @@ class ControlSettings:
     """Image of the runtime if a spec names none."""
     template_revision: int = TEMPLATE_NEWEST
     """Version of the pod template that new services get, and others are offered."""
+    operator_namespace: str = ""
+    """Where the operator itself runs; empty if that is nowhere in the cluster."""
+    optional_seconds: float = 300.0
+    """Pause between two looks at children of kinds that are not watched."""
     namespaces: tuple[str, ...] = ()
     """Namespaces whose services are served; empty serves all."""
 

@@ -42,6 +42,9 @@ class Reason(StrEnum):
     DRAINING = "Draining"
     PROGRESSING = "Progressing"
     UNSCHEDULABLE = "Unschedulable"
+    POD_REFUSED = "PodRefused"
+    ROLLOUT_BLOCKED = "RolloutBlocked"
+    PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
     UPDATE_AVAILABLE = "UpdateAvailable"
     TEMPLATE_UNKNOWN = "TemplateUnknown"
     SUSPENDED = "Suspended"
@@ -108,6 +111,15 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.DRAINING: ReasonInfo("No new requests; running ones finish.", "none", _GRAFT),
     Reason.PROGRESSING: ReasonInfo("Replicas are being started or replaced.", "none", _GRAFT),
     Reason.UNSCHEDULABLE: ReasonInfo("No node takes a pod.", "retry", _PLATFORM),
+    Reason.POD_REFUSED: ReasonInfo(
+        "The cluster does not let a pod be created: a quota, or a policy.", "retry", _PLATFORM
+    ),
+    Reason.ROLLOUT_BLOCKED: ReasonInfo(
+        "The next pod of a rollout cannot start; the others serve on.", "retry", _PLATFORM
+    ),
+    Reason.PROGRESS_DEADLINE_EXCEEDED: ReasonInfo(
+        "A rollout has been without progress for longer than allowed.", "retry", _SERVICE
+    ),
     Reason.UPDATE_AVAILABLE: ReasonInfo(
         "The operator has a newer pod template or default image.", "none", _SERVICE
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,6 +33,23 @@ INDIRECT = {
 SETTINGS = OperatorSettings(
     namespaces=("default",), tenant_namespaces=("team-a",), audit_seconds=0.1, watch_seconds=1
 )
+SURROUNDINGS: dict[str, Any] = {
+    "runtime": {"serviceAccount": {"annotations": {"example.com/role": "reader"}}},
+    "networkPolicy": {"enabled": True},
+    "autoscaling": {"maxReplicas": 1, "targetRequests": 8},
+    "monitoring": {"enabled": True},
+    "inferencePool": {"endpointPicker": "picker"},
+}
+NO_SURROUNDINGS = {**dict.fromkeys(SURROUNDINGS), "disruptionBudget": {"enabled": False}}
+DELETED = {
+    "configmaps",
+    "horizontalpodautoscalers",
+    "inferencepools",
+    "networkpolicies",
+    "poddisruptionbudgets",
+    "podmonitors",
+    "serviceaccounts",
+}
 FROM_ALL = {"allowedEndpoints": [ENDPOINT], "allowedNamespaces": {"from": "All"}}
 
 
@@ -88,7 +106,7 @@ async def tell_the_story(api: KubeApi, folder: Path) -> None:
     poet = adapter("poet")
     poet["metadata"]["namespace"] = "team-a"
     poet["spec"]["inferenceServiceRef"]["namespace"] = "default"
-    for manifest in (service(adapters=FROM_ALL), adapter("shout"), poet, secret()):
+    for manifest in (service(adapters=FROM_ALL, **SURROUNDINGS), adapter("shout"), poet, secret()):
         api.create(manifest)
     async with run_operator_thread(api, folder, SETTINGS) as operator:
         await until(operator, lambda: is_ready(api, "shout") and is_served(api, "poet"))
@@ -97,7 +115,8 @@ async def tell_the_story(api: KubeApi, folder: Path) -> None:
             before = mounted_config(api)
             api.change("inferenceservices", "tiny", {"spec": {"engine": {"maxRunning": size}}})
             await until(operator, lambda before=before: mounted_config(api) != before)  # type: ignore[misc]  # bound now
-        await until(operator, lambda: verbs(api, "delete"))
+        api.change("inferenceservices", "tiny", {"spec": NO_SURROUNDINGS})
+        await until(operator, lambda: verbs(api, "delete") >= DELETED)
         await until(operator, lambda: len(verbs(api, "watch")) == len(WATCHED))
 
 

@@ -168,6 +168,7 @@ def test_the_operator_may_do_the_same_in_every_namespace_it_serves_and_nothing_e
 def test_a_tenants_namespace_is_opened_for_its_adapters_alone() -> None:
     settings = ("serviceNamespaces={a}", "tenantNamespaces={a,t}")
     assert [flag for flag in flags(*settings) if "namespace" in flag] == [
+        "--operator-namespace=graft-system",
         "--namespace=a",
         "--tenant-namespace=t",
     ]

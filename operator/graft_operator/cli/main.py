@@ -129,6 +129,9 @@ def describe(what: str, folder: Path) -> None:
     type=click.IntRange(TEMPLATE_OLDEST, TEMPLATE_NEWEST),
     help="Pod template that new services get and others are offered.",
 )
+@click.option(
+    "--operator-namespace", help="Where it runs itself; network policies let it in from there."
+)
 @click.option("--health-port", default=8080, show_default=True, help="Probes and metrics.")
 @click.option(
     "--audit-seconds",

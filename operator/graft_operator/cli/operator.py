@@ -26,8 +26,6 @@ def run(options: Mapping[str, Any], *, verbose: bool) -> None:
     logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     given = {name: value for name, value in options.items() if value is not None}
-    control = ControlSettings(
-        runtime_image=given.pop("runtime_image", ControlSettings.runtime_image),
-        template_revision=given.pop("template_revision", ControlSettings.template_revision),
-    )
+    names = ("runtime_image", "template_revision", "operator_namespace")
+    control = ControlSettings(**{name: given.pop(name) for name in names if name in given})
     asyncio.run(run_operator(OperatorSettings(**given, control=control)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -216,7 +216,19 @@ class KubernetesCluster:
 def cleaned(stored: Mapping[str, Any], kind: Kind) -> Manifest:
     """Return a stored object with the kind that items of a list lack, and without bookkeeping."""
     metadata = {k: v for k, v in stored["metadata"].items() if k != "managedFields"}
+    if kind.name == "Deployment":
+        metadata["managedFields"] = scalers(stored["metadata"].get("managedFields") or [])
     return {**stored, "apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata}
+
+
+def scalers(managed_fields: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the entries of others than us that own a Deployment's number of replicas."""
+    return [
+        entry
+        for entry in managed_fields
+        if entry.get("manager") != FIELD_MANAGER
+        and "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+    ]
 
 
 def _event(about: Manifest, type_: EventType, reason: str, message: str) -> Manifest:

@@ -41,13 +41,28 @@ WATCHED: Final = (
     Kind("Secret", "", "v1", "secrets", CHILDREN_SELECTOR),
     Kind("ConfigMap", "", "v1", "configmaps", CHILDREN_SELECTOR),
     Kind("Service", "", "v1", "services", CHILDREN_SELECTOR),
+    Kind("ServiceAccount", "", "v1", "serviceaccounts", CHILDREN_SELECTOR),
+    Kind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies", CHILDREN_SELECTOR),
+    Kind("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets", CHILDREN_SELECTOR),
     Kind("Deployment", "apps", "v1", "deployments", CHILDREN_SELECTOR),
+    Kind(
+        "HorizontalPodAutoscaler",
+        "autoscaling",
+        "v2",
+        "horizontalpodautoscalers",
+        CHILDREN_SELECTOR,
+    ),
     Kind("Pod", "", "v1", "pods", CHILDREN_SELECTOR),
 )
 """Owners before what they own, so that a list in this order knows a child's owner."""
 
+OPTIONAL: Final = (
+    Kind("PodMonitor", "monitoring.coreos.com", "v1", "podmonitors", CHILDREN_SELECTOR),
+    Kind("InferencePool", "inference.networking.k8s.io", "v1", "inferencepools", CHILDREN_SELECTOR),
+)
+"""Kinds that a cluster may lack. They are not watched: a watch of nothing never ends well."""
 EVENT: Final = Kind("Event", "", "v1", "events")
-_BY_NAME: Final = {kind.name: kind for kind in (*WATCHED, EVENT)}
+_BY_NAME: Final = {kind.name: kind for kind in (*WATCHED, *OPTIONAL, EVENT)}
 
 
 def kind_named(name: str) -> Kind:

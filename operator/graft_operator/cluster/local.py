@@ -24,6 +24,7 @@ from graft_operator.settings import LocalSettings
 from graft_protocol.naming import LABEL_SERVICE
 
 OWN_KINDS = (KIND_SERVICE, KIND_ADAPTER)
+NEEDS_CLUSTER = ("autoscaling", "inferencePool")
 KINDS_IN_FILES = (*OWN_KINDS, "Secret")
 REMEMBERED = ("currentRevision", "candidateRevision")
 
@@ -191,6 +192,7 @@ class LocalCluster:
         try:
             is_own = key.kind in OWN_KINDS
             manifest = admit(manifest, old) if is_own else with_plain_data(manifest)
+            _check_local(manifest)
         except InvalidManifestError as error:
             kept = "; the last good version stays" if old is not None else ""
             problems.append(Problem(where, f"{error}{kept}"))
@@ -221,3 +223,10 @@ def _without_claims(manifest: Manifest) -> Manifest:
     """Keep which revision an object had; what was true of its pods ended with them."""
     status = manifest.get("status") or {}
     return {**manifest, "status": {k: v for k, v in status.items() if k in REMEMBERED}}
+
+
+def _check_local(manifest: Manifest) -> None:
+    """Refuse what only a cluster can do, by name."""
+    for name in NEEDS_CLUSTER:
+        if manifest["kind"] == KIND_SERVICE and manifest["spec"].get(name) is not None:
+            raise InvalidManifestError(f"spec.{name}", "needs a cluster; there is none locally")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from graft_operator.constants import ENDPOINTS_MAX, MESSAGE_MAX
 from graft_operator.plan.accept import Verdict
 from graft_operator.plan.template import TemplateChoice
-from graft_operator.plan.views import PodView, taking_requests
+from graft_operator.plan.views import DeploymentView, PodView, taking_requests
 from graft_operator.resources.meta import Condition, Status, condition_of
 from graft_operator.resources.status import AdapterCounts, ResolvedModel, ServiceStatus
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
-from graft_protocol.reasons import Reason
+from graft_protocol.reasons import REASONS, Reason
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class ServiceFacts:
     set_hash: str
     template: TemplateChoice
     """What the pods are rendered with."""
+    deployment: DeploymentView | None
+    replicas: int
+    """Pods that there are to be."""
     config_hash: str
     """The configuration they are to have; empty if this operator cannot render it."""
     url: str
@@ -75,7 +78,7 @@ def _conditions(facts: ServiceFacts, serving: Sequence[PodView]) -> tuple[Condit
             _condition(kind, status=False, reason=reason, message=message) for kind in kinds
         )
     available = _available(facts, serving)
-    return (
+    found = (
         _condition("Accepted", status=True, reason=Reason.ACCEPTED),
         _scheduled(facts),
         available,
@@ -84,9 +87,17 @@ def _conditions(facts: ServiceFacts, serving: Sequence[PodView]) -> tuple[Condit
         _up_to_date(facts),
         available.model_copy(update={"type": "Ready"}),
     )
+    return (*found, *_stalled(found))
 
 
 def _scheduled(facts: ServiceFacts) -> Condition:
+    if facts.deployment is not None and facts.deployment.refusal:
+        return _condition(
+            "PodsScheduled",
+            status=False,
+            reason=Reason.POD_REFUSED,
+            message=facts.deployment.refusal,
+        )
     waiting = [pod for pod in facts.pods if pod.unschedulable]
     if not waiting:
         return _condition("PodsScheduled", status=True, reason=Reason.AVAILABLE)
@@ -99,7 +110,7 @@ def _told_by(pod: PodView) -> str:
 
 
 def _available(facts: ServiceFacts, serving: Sequence[PodView]) -> Condition:
-    wanted = facts.service.spec.replicas
+    wanted = facts.replicas
     message = f"{len(serving)} of {wanted} pods take requests"
     if serving:
         reason = Reason.AVAILABLE if len(serving) >= wanted else Reason.DEGRADED
@@ -109,6 +120,13 @@ def _available(facts: ServiceFacts, serving: Sequence[PodView]) -> Condition:
             reason = pod.report.reason or Reason.INTERNAL_ERROR
             text = f"{pod.name}: {pod.report.message}"
             return _condition("Available", status=False, reason=reason, message=text)
+    if facts.deployment is not None and facts.deployment.refusal and not facts.pods:
+        return _condition(
+            "Available",
+            status=False,
+            reason=Reason.POD_REFUSED,
+            message=facts.deployment.refusal,
+        )
     for pod in facts.pods:
         if pod.trouble:
             return _condition(
@@ -130,12 +148,44 @@ def _available(facts: ServiceFacts, serving: Sequence[PodView]) -> Condition:
 
 
 def _progressing(facts: ServiceFacts, serving: Sequence[PodView]) -> Condition:
-    wanted = facts.service.spec.replicas
+    wanted = facts.replicas
     updated = sum(_is_updated(facts, pod) for pod in serving)
-    done = updated == wanted == len(facts.pods)
-    reason = Reason.AVAILABLE if done else Reason.PROGRESSING
     message = f"{updated} of {wanted} pods are ready with the current configuration"
-    return _condition("Progressing", status=not done, reason=reason, message=message)
+    if updated == wanted == len(facts.pods):
+        return _condition("Progressing", status=False, reason=Reason.AVAILABLE, message=message)
+    overdue = facts.deployment.overdue if facts.deployment else ""
+    if overdue:
+        return _condition(
+            "Progressing",
+            status=False,
+            reason=Reason.PROGRESS_DEADLINE_EXCEEDED,
+            message=f"{message}; {overdue}",
+        )
+    blocked = _blocked(facts)
+    return _condition(
+        "Progressing",
+        status=True,
+        reason=Reason.ROLLOUT_BLOCKED if blocked else Reason.PROGRESSING,
+        message=f"{message}; {blocked}" if blocked else message,
+    )
+
+
+def _blocked(facts: ServiceFacts) -> str:
+    """Return why the cluster does not start the next pod of a rollout."""
+    if facts.deployment is not None and facts.deployment.refusal:
+        return facts.deployment.refusal
+    waiting = [pod for pod in facts.pods if pod.unschedulable and _is_updated(facts, pod)]
+    return _told_by(waiting[0]) if waiting else ""
+
+
+def _stalled(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    """Return the condition by which kstatus knows that waiting is in vain; it is there or not."""
+    for condition in conditions:
+        is_stuck = condition.reason == Reason.PROGRESS_DEADLINE_EXCEEDED
+        is_refused = condition.type == "Accepted" and condition.status == "False"
+        if is_stuck or (is_refused and REASONS[Reason(condition.reason)].retry == "terminal"):
+            return (condition.model_copy(update={"type": "Stalled", "status": "True"}),)
+    return ()
 
 
 def _up_to_date(facts: ServiceFacts) -> Condition:

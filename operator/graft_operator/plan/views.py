@@ -57,6 +57,20 @@ class PodView:
         return self.report is not None and self.report.state is EngineState.FAILED
 
 
+@dataclass(frozen=True)
+class DeploymentView:
+    """A service's Deployment, as its controller tells of it."""
+
+    replicas: int
+    """Pods it is to have."""
+    is_scaled_by_others: bool = False
+    """Whether an autoscaler, or a person, wrote that number last."""
+    refusal: str = ""
+    """Why the cluster does not let it create a pod."""
+    overdue: str = ""
+    """Why it counts as stuck, once its deadline has passed."""
+
+
 def taking_requests(pods: Iterable[PodView]) -> tuple[PodView, ...]:
     """Return the pods that clients reach, whether they answer us or not."""
     return tuple(pod for pod in pods if pod.ready)

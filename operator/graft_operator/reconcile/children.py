@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from graft_operator.constants import ANNOTATION_APPLIED, LABEL_CONTENT
+from graft_operator.errors import NotFoundError
 from graft_operator.plan.views import PodView
 from graft_operator.reconcile.world import World
-from graft_operator.render.common import label_value
+from graft_operator.render.common import child_name, label_value
 from graft_operator.render.configmaps import CONTENT_CONFIG, HASH_LENGTH
-from graft_operator.resources.meta import Manifest, key_of, uid_of
+from graft_operator.resources.meta import Manifest, ObjectKey, key_of, owner_uids, uid_of
 from graft_operator.resources.v1alpha1 import InferenceService
 from graft_protocol.digest import content_hash
 
+log = logging.getLogger(__name__)
+
+_ON_REQUEST = (
+    "ServiceAccount",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "HorizontalPodAutoscaler",
+)
+"""Kinds of children that a spec may stop to ask for."""
 KEPT_CONFIGS = 3
 """Unused configurations that stay for a rollback, as many as old ReplicaSets."""
 
@@ -34,6 +46,58 @@ async def apply_children(world: World, children: Iterable[Manifest]) -> list[Man
             world.cache.put(await world.cluster.apply(marked))
             written.append(marked)
     return written
+
+
+async def remove_unwanted(
+    world: World, service: InferenceService, wanted: Iterable[Manifest]
+) -> None:
+    """Delete children of this very service that its spec asked for once and does no more."""
+    namespace, label = service.metadata.namespace, label_value(service.metadata.name)
+    keys = {key_of(child) for child in wanted}
+    for kind in _ON_REQUEST:
+        for stored in world.cache.children(kind, namespace, label):
+            key, uid = key_of(stored), uid_of(stored)
+            if key not in keys and service.metadata.uid in owner_uids(stored):
+                await world.cluster.delete(key, uid)
+                world.cache.remove(key, uid)
+
+
+async def sync_optional(
+    world: World, service: InferenceService, wanted: Mapping[str, Manifest | None]
+) -> float | None:
+    """Bring about the children of kinds that the cluster may lack; tell when to look again.
+
+    They are not watched: what is wanted is applied when it changed, and after a while again.
+    """
+    now, pause = asyncio.get_running_loop().time(), world.settings.optional_seconds
+    for kind, child in wanted.items():
+        key = ObjectKey(kind, service.metadata.namespace, child_name(service))
+        text = json.dumps(child, sort_keys=True)
+        known, since = world.optional.get(key, (None, now))
+        if known == text and now - since < pause:
+            continue
+        if child is not None:
+            await _apply_if_served(world, child)
+        elif known is None or known != text:
+            await _delete_if_ours(world, service, key)
+        world.optional[key] = (text, now)
+    return pause if any(child is not None for child in wanted.values()) else None
+
+
+async def _apply_if_served(world: World, child: Manifest) -> None:
+    try:
+        stored = await world.cluster.get(key_of(child))
+        marked = _marked(child)
+        if stored is None or not _is_in_place(marked, stored):
+            await world.cluster.apply(marked)
+    except NotFoundError:
+        log.warning("%s is asked for, but the cluster has no such kind", key_of(child))
+
+
+async def _delete_if_ours(world: World, service: InferenceService, key: ObjectKey) -> None:
+    stored = await world.cluster.get(key)
+    if stored is not None and service.metadata.uid in owner_uids(stored):
+        await world.cluster.delete(key, uid_of(stored))
 
 
 async def remove_unused_configs(

@@ -17,24 +17,23 @@ from graft_operator.plan.accept import (
     accept_model,
 )
 from graft_operator.plan.desired import desired_shards, hash_of_set
+from graft_operator.plan.replicas import replicas_expected, replicas_to_apply
 from graft_operator.plan.service_status import ServiceFacts, service_status
 from graft_operator.plan.template import TemplateChoice, choose_template
-from graft_operator.plan.views import PodView
-from graft_operator.reconcile.children import apply_children, remove_unused_configs
+from graft_operator.plan.views import DeploymentView, PodView
+from graft_operator.reconcile.children import (
+    apply_children,
+    remove_unused_configs,
+    remove_unwanted,
+    sync_optional,
+)
 from graft_operator.reconcile.conclude import write_status
 from graft_operator.reconcile.secrets import SecretName, SecretView
-from graft_operator.reconcile.world import Decision, World
+from graft_operator.reconcile.world import Decision, World, deployment_view
 from graft_operator.render.common import child_name, label_value, selector_labels
-from graft_operator.render.configmaps import config_hash, config_map, shard_maps
-from graft_operator.render.deployment import deployment
-from graft_operator.render.secrets import (
-    credential_secret_names,
-    credential_secrets,
-    read_token,
-    token_secret,
-    token_secret_name,
-)
-from graft_operator.render.service import service_manifest
+from graft_operator.render.configmaps import config_hash
+from graft_operator.render.family import Ingredients, children, optional_children
+from graft_operator.render.secrets import credential_secret_names, read_token, token_secret_name
 from graft_operator.resources.credentials import credential_key
 from graft_operator.resources.meta import Condition, Manifest, ObjectKey, key_of
 from graft_operator.resources.pin import TemplatePin, read_pin
@@ -60,6 +59,7 @@ class Observed:
     token: str
     pinned: TemplatePin | None
     """What the Deployment was rendered with, if there is one."""
+    deployment: DeploymentView | None
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,15 @@ class Plan:
     """The configuration that pods are started with; empty if it cannot be rendered."""
     children: tuple[Manifest, ...]
     """In the order in which they must exist."""
+    optional: Mapping[str, Manifest | None]
+    """By kind, of those that the cluster may lack."""
 
 
 async def reconcile_service(world: World, key: ObjectKey) -> float | None:
     """Make the service's children, and with them its pods, what the specs ask for.
 
     Reads:  the service; the adapters that refer to it; the Secrets they name; its pods' reports.
-    Writes: ConfigMaps, Secrets, Service, Deployment; nudges to pods; the service's status.
+    Writes: its children (`render.family`); nudges to pods; the service's status.
     Never:  a spec, an adapter's status, anything of another service.
 
     Runs when any of these changed. Idempotent: the plan is made from what is, not from what was
@@ -110,6 +112,8 @@ async def reconcile_service(world: World, key: ObjectKey) -> float | None:
 
 def _forget(world: World, key: ObjectKey) -> None:
     world.decisions.pop(key, None)
+    for child in [child for child in world.optional if child[1:] == _place(key)]:
+        del world.optional[child]
     world.parsed.forget(key)
     for adapter in world.cache.adapters_of(key.namespace, key.name):
         world.enqueue(key_of(adapter))
@@ -128,7 +132,8 @@ async def _observe(world: World, manifest: Manifest, service: InferenceService) 
     pods = tuple(world.pods_of(namespace, label_value(name)))
     stored = world.cache.get(ObjectKey("Deployment", *_child_place(service)))
     pinned = read_pin(stored, world.settings.runtime_image)
-    return Observed(manifest, service, adapters, pods, views, token, pinned)
+    deployed = deployment_view(stored)
+    return Observed(manifest, service, adapters, pods, views, token, pinned, deployed)
 
 
 def _parsed_adapters(world: World, namespace: str, name: str) -> tuple[LoraAdapter, ...]:
@@ -171,18 +176,24 @@ def _plan(world: World, observed: Observed) -> Plan:
     )
     newest = TemplatePin(world.settings.template_revision, world.settings.runtime_image)
     template = choose_template(service, observed.pinned, newest, has_pods=bool(observed.pods))
-    children = [
-        *credential_secrets(service, _credentials(observed, verdicts)),
-        token_secret(service, observed.token),
-        *shard_maps(service, shards),
-        service_manifest(service),
-    ]
-    config = ""
-    if template.is_renderable:
-        config = config_hash(service, template.pin.revision)
-        children += [config_map(service, template.pin.revision), deployment(service, template.pin)]
-    verdict = accept_model(service, context)
-    return Plan(verdict, decision, shards, template, config, tuple(children))
+    pin = template.pin if template.is_renderable else None
+    ingredients = Ingredients(
+        credentials=_credentials(observed, verdicts),
+        token=observed.token,
+        shards=shards,
+        pin=pin,
+        replicas=replicas_to_apply(service, observed.deployment),
+        operator_namespace=world.settings.operator_namespace,
+    )
+    return Plan(
+        model_verdict=accept_model(service, context),
+        decision=decision,
+        shards=shards,
+        template=template,
+        config_hash=config_hash(service, pin.revision) if pin else "",
+        children=children(service, ingredients),
+        optional=optional_children(service),
+    )
 
 
 def _facts(view: SecretView) -> SecretFacts:
@@ -211,11 +222,16 @@ async def _act(world: World, observed: Observed, plan: Plan) -> float | None:
     if not plan.model_verdict.is_accepted:
         # What runs goes on running; nothing new is started from a spec that cannot work.
         return world.settings.backoff_max_seconds
+    await remove_unwanted(world, observed.service, plan.children)
     written = await apply_children(world, plan.children)
     await _renew_credentials(world, observed, plan, written)
     if plan.config_hash:
         await remove_unused_configs(world, observed.service, observed.pods, plan.config_hash)
-    return await _nudge(world, observed, plan.decision.set_hash)
+    pauses = [
+        await _nudge(world, observed, plan.decision.set_hash),
+        await sync_optional(world, observed.service, plan.optional),
+    ]
+    return min((pause for pause in pauses if pause is not None), default=None)
 
 
 async def _renew_credentials(
@@ -272,12 +288,18 @@ async def _conclude(world: World, observed: Observed, plan: Plan) -> None:
             adapters=accepted,
             set_hash=plan.decision.set_hash,
             template=plan.template,
+            deployment=observed.deployment,
+            replicas=replicas_expected(service, observed.deployment),
             config_hash=plan.config_hash,
             url=world.cluster.url_of(stored) if stored else "",
             selector=",".join(f"{k}={v}" for k, v in sorted(selector_labels(service).items())),
         )
     )
     await write_status(world, observed.manifest, service.status, status)
+
+
+def _place(key: ObjectKey) -> tuple[str, str]:
+    return key.namespace, label_value(key.name)
 
 
 def _child_place(service: InferenceService) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from graft_operator.cluster.base import Cluster
 from graft_operator.constants import ANNOTATION_CONFIG
 from graft_operator.errors import InvalidManifestError
 from graft_operator.plan.accept import Verdict
-from graft_operator.plan.views import PodView
+from graft_operator.plan.views import DeploymentView, PodView
 from graft_operator.reconcile.cache import ObjectCache
 from graft_operator.reconcile.pods import PodPoller
 from graft_operator.reconcile.secrets import SecretReader
@@ -87,6 +87,8 @@ class World:
     decisions: dict[ObjectKey, Decision] = field(default_factory=dict)
     nudges: dict[ObjectKey, tuple[str, int, float]] = field(default_factory=dict)
     """By pod: set hash, attempts, and when the last one was made (loop time)."""
+    optional: dict[ObjectKey, tuple[str | None, float]] = field(default_factory=dict)
+    """By child of an unwatched kind: what was last wanted, and when that was brought about."""
     _views: dict[ObjectKey, tuple[Manifest, PodView]] = field(default_factory=dict)
 
     def pods_of(self, namespace: str, service_label: str) -> list[PodView]:
@@ -133,6 +135,22 @@ def is_ready(pod: Manifest) -> bool:
     """Whether the cluster sends a pod requests."""
     conditions = (pod.get("status") or {}).get("conditions") or []
     return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+
+
+def deployment_view(deployment: Manifest | None) -> DeploymentView | None:
+    """Return what is told of a stored Deployment."""
+    if deployment is None:
+        return None
+    conditions = (deployment.get("status") or {}).get("conditions") or []
+    told = {item["type"]: item for item in conditions}
+    failure, progress = told.get("ReplicaFailure", {}), told.get("Progressing", {})
+    return DeploymentView(
+        replicas=int(deployment["spec"].get("replicas", 1)),
+        # What is left of it are the entries of others for this field.
+        is_scaled_by_others=bool(deployment["metadata"].get("managedFields")),
+        refusal=str(failure.get("message", "")) if failure.get("status") == "True" else "",
+        overdue=str(progress.get("message", "")) if progress.get("status") == "False" else "",
+    )
 
 
 def incarnation_of(pod: Manifest) -> str:

@@ -15,19 +15,19 @@ START_MARGIN_SECONDS = 60
 """By how much a rollout's default deadline exceeds that of a pod's start."""
 
 
-def deployment(service: InferenceService, pin: TemplatePin) -> Manifest:
+def deployment(service: InferenceService, pin: TemplatePin, replicas: int | None) -> Manifest:
     """Return the Deployment.
 
     Args:
         service: What to serve.
         pin: The template's revision, and the runtime's image if the spec names none.
+        replicas: Number of pods; None says nothing about it.
     """
     annotations = {ANNOTATION_DEFAULT_IMAGE: pin.image}
     head = child(service, "apps/v1", "Deployment", child_name(service), annotations=annotations)
     rollout = service.spec.rollout
     deadline = rollout.progress_deadline_seconds
     spec: dict[str, Any] = {
-        "replicas": service.spec.replicas,
         "revisionHistoryLimit": 3,
         "progressDeadlineSeconds": deadline
         or rollout.startup_deadline_seconds + START_MARGIN_SECONDS,
@@ -41,4 +41,6 @@ def deployment(service: InferenceService, pin: TemplatePin) -> Manifest:
         },
         "template": pod_template(service, pin),
     }
+    if replicas is not None:
+        spec["replicas"] = replicas
     return {**head, "spec": spec}

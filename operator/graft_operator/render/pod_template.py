@@ -19,6 +19,7 @@ from graft_operator.render.configmaps import (
     runtime_config,
     shard_map_names,
 )
+from graft_operator.render.exposure import service_account_name
 from graft_operator.render.secrets import credential_secret_names, token_secret_name
 from graft_operator.resources.pin import TemplatePin
 from graft_operator.resources.placement import ResourcesSpec, SchedulingSpec
@@ -70,7 +71,9 @@ def _pod_spec(service: InferenceService, pin: TemplatePin) -> Json:
     }
     if pin.revision >= TELLS_LAST_WORDS:
         security["fsGroupChangePolicy"] = "OnRootMismatch"
+    account = service_account_name(service)
     return {
+        **({"serviceAccountName": account} if account else {}),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": math.ceil(drain) + STOP_MARGIN_SECONDS,

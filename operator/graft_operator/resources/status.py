@@ -53,7 +53,8 @@ class ServiceStatus(Open):
     """The generation of the spec all this was decided for."""
     conditions: Conditions = ()
     """`Accepted`, `PodsScheduled`, `Available`, `Progressing`, `AdaptersSynced`, `UpToDate` (the
-    pods have the operator's newest template and image) and `Ready`, the summary."""
+    pods have the operator's newest template and image) and `Ready`, the summary; `Stalled` only
+    while waiting is in vain."""
     url: Text = ""
     """Where the service listens."""
     endpoints: Annotated[tuple[Text, ...], Field(max_length=ENDPOINTS_MAX)] = ()

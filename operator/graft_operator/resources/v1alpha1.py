@@ -11,10 +11,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE
+from graft_operator.resources.exposure import (
+    DisruptionBudgetSpec,
+    InferencePoolSpec,
+    MonitoringSpec,
+    NetworkPolicySpec,
+    ServiceAccountSpec,
+)
 from graft_operator.resources.fields import Bytes, Count, Namespace, ObjectName, Seconds
 from graft_operator.resources.meta import Closed, ObjectKey, ObjectMeta
 from graft_operator.resources.placement import ResourcesSpec, SchedulingSpec
 from graft_operator.resources.rollout import RolloutSpec
+from graft_operator.resources.scaling import AutoscalingSpec
 from graft_operator.resources.status import AdapterStatus, ServiceStatus
 from graft_protocol.desired import Tier
 from graft_protocol.digest import DIGEST_PATTERN
@@ -161,6 +169,8 @@ class RuntimeSpec(Closed):
     runtime instead."""
     env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] = ()
     """Additional environment variables."""
+    service_account: ServiceAccountSpec = ServiceAccountSpec()
+    """The identity of the pods."""
 
 
 class ServerSpec(Closed):
@@ -187,7 +197,7 @@ class InferenceServiceSpec(Closed):
     model: ModelSpec
     """The base model."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Number of pods."""
+    """Number of pods. `kubectl scale` and autoscalers change it through the scale subresource."""
     engine: EngineSpec = EngineSpec()
     """Batching and memory."""
     adapters: AdaptersSpec = AdaptersSpec()
@@ -204,6 +214,16 @@ class InferenceServiceSpec(Closed):
     """Where pods may run."""
     rollout: RolloutSpec = RolloutSpec()
     """How pods are replaced."""
+    autoscaling: AutoscalingSpec | None = None
+    """Have the number of pods follow the load; `replicas` is then the number to begin with."""
+    disruption_budget: DisruptionBudgetSpec = DisruptionBudgetSpec()
+    """How many pods a node's drain may take at a time."""
+    network_policy: NetworkPolicySpec = NetworkPolicySpec()
+    """Who may open connections to the pods."""
+    monitoring: MonitoringSpec = MonitoringSpec()
+    """How Prometheus finds the pods."""
+    inference_pool: InferencePoolSpec | None = None
+    """Offer the pods to a Gateway as an InferencePool."""
 
 
 class ServiceRef(Closed):

@@ -7,7 +7,7 @@ from typing import Any
 from graft_operator.plan.accept import Names, Verdict
 from graft_operator.plan.service_status import ServiceFacts, service_status
 from graft_operator.plan.template import TemplateChoice
-from graft_operator.plan.views import PodView
+from graft_operator.plan.views import DeploymentView, PodView
 from graft_operator.resources.meta import condition_of
 from graft_operator.resources.pin import TemplatePin
 from graft_operator.resources.status import ServiceStatus
@@ -28,6 +28,8 @@ def status_of(*pods: PodView, verdict: Verdict | None = None, **facts: Any) -> S
         "adapters": (),
         "set_hash": "s",
         "template": TemplateChoice(PIN),
+        "deployment": None,
+        "replicas": 2,
         "config_hash": "c",
         "url": "http://127.0.0.1:1",
         "selector": "a=b",
@@ -168,3 +170,33 @@ def test_a_pod_with_another_image_or_template_is_still_to_be_replaced() -> None:
     for view in ({"image": "old"}, {"template_revision": 0}):
         status = status_of(pod("a"), pod("b", view=view))
         assert turn(status, "Progressing") == ("True", "Progressing")
+
+
+def test_a_rollout_whose_next_pod_has_no_node_is_blocked_but_serves() -> None:
+    made: dict[str, Any] = {
+        "config_hash": "c",
+        "template_revision": PIN.revision,
+        "image": PIN.image,
+    }
+    stuck = PodView("b", ready=False, report=None, unschedulable=NO_GPU, **made)
+    status = status_of(pod("a", config="old"), stuck)
+    assert turn(status, "Progressing") == ("True", "RolloutBlocked")
+    assert turn(status, "Ready") == ("True", "Degraded")
+
+
+def test_a_pod_that_the_cluster_refuses_is_told_in_its_words() -> None:
+    refused = DeploymentView(2, refusal='pods "a" is forbidden: exceeded quota')
+    status = status_of(deployment=refused)
+    for type_, shown in (("PodsScheduled", "PodRefused"), ("Ready", "PodRefused")):
+        assert turn(status, type_) == ("False", shown)
+    assert turn(status, "Progressing") == ("True", "RolloutBlocked")
+
+
+def test_a_rollout_past_its_deadline_is_stalled_until_it_is_done() -> None:
+    overdue = DeploymentView(2, overdue="has timed out progressing")
+    status = status_of(pod("a"), pod("b", config="old"), deployment=overdue)
+    assert turn(status, "Progressing") == ("False", "ProgressDeadlineExceeded")
+    assert turn(status, "Stalled") == ("True", "ProgressDeadlineExceeded")
+    done = status_of(pod("a"), pod("b"), deployment=overdue)
+    assert turn(done, "Progressing") == ("False", "Available")
+    assert condition_of(done.conditions, "Stalled") is None

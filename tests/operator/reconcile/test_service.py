@@ -18,7 +18,15 @@ from tests.support.store_cluster import StoreCluster
 DEADLINE_SECONDS = 10.0
 SETTINGS = ControlSettings(backoff_first_seconds=0.001, backoff_max_seconds=0.01)
 PINNED = {"digest": DIGEST_1}
-KINDS = ("InferenceService", "LoraAdapter", "ConfigMap", "Secret", "Service", "Deployment")
+KINDS = (
+    "InferenceService",
+    "LoraAdapter",
+    "ConfigMap",
+    "Secret",
+    "Service",
+    "Deployment",
+    "PodDisruptionBudget",
+)
 
 
 def documents() -> list[Manifest]:
@@ -113,7 +121,7 @@ async def test_everything_a_pod_mounts_is_written_before_the_deployment() -> Non
     kinds = [name.split()[1] for name in cluster.writes if name.startswith("apply")]
     assert kinds.count("ConfigMap") == 17
     assert kinds.count("Secret") == 9
-    assert kinds.index("Deployment") == len(kinds) - 1
+    assert kinds[-2:] == ["Deployment", "PodDisruptionBudget"]
 
 
 async def test_renewed_keys_are_mounted_at_once() -> None:

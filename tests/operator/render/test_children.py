@@ -13,10 +13,12 @@ from graft_operator.constants import TEMPLATE_NEWEST, TEMPLATE_OLDEST
 from graft_operator.plan.accept import AcceptContext, SecretFacts, accept_adapters
 from graft_operator.plan.desired import desired_shards
 from graft_operator.render.common import NAME_MAX, child_name, label_value
-from graft_operator.render.configmaps import config_hash, config_map, config_text, shard_maps
-from graft_operator.render.deployment import deployment
-from graft_operator.render.secrets import credential_secrets, read_token, token_secret
-from graft_operator.render.service import service_manifest
+from graft_operator.render.configmaps import config_hash, config_text
+from graft_operator.render.deployment import deployment as render_deployment
+from graft_operator.render.family import Ingredients, optional_children
+from graft_operator.render.family import children as family
+from graft_operator.render.scaling import disruption_budget
+from graft_operator.render.secrets import read_token, token_secret
 from graft_operator.resources.admission import parse
 from graft_operator.resources.credentials import credential_key, parse_credential, with_plain_data
 from graft_operator.resources.meta import Manifest
@@ -24,10 +26,13 @@ from graft_operator.resources.pin import TemplatePin, read_pin
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.config import RuntimeConfig
 from graft_protocol.desired import parse_shard
+from tests.support.kube_schema import problems
 from tests.support.objects import make_pod, make_service
+from tests.support.objects import service_manifest as service_document
 
 DATA = Path(__file__).parents[2] / "data/render"
 CASES = sorted(path.name for path in DATA.iterdir())
+OF_OTHERS = {"PodMonitor", "InferencePool"}
 REVISIONS = range(TEMPLATE_OLDEST, TEMPLATE_NEWEST + 1)
 
 
@@ -49,14 +54,25 @@ def children(documents: list[Manifest], revision: int = TEMPLATE_NEWEST) -> list
     assert all(verdict.is_accepted for verdict in verdicts.values())
     pods = [make_pod(name=f"pod-{index}") for index in range(service.spec.replicas)]
     keyed = {credential_key(*name): value for name, value in credentials.items()}
-    return [
-        *credential_secrets(service, keyed),
-        token_secret(service, "the-token"),
-        config_map(service, revision),
-        *shard_maps(service, desired_shards(adapters, verdicts, pods)),
-        service_manifest(service),
-        deployment(service, pin(revision)),
-    ]
+    ingredients = Ingredients(
+        credentials=keyed,
+        token="the-token",
+        shards=desired_shards(adapters, verdicts, pods),
+        pin=pin(revision),
+        replicas=service.spec.replicas,
+        operator_namespace="graft",
+    )
+    optional = optional_children(service).values()
+    return [*family(service, ingredients), *(item for item in optional if item is not None)]
+
+
+def deployment(service: InferenceService, given: TemplatePin) -> Manifest:
+    return render_deployment(service, given, service.spec.replicas)
+
+
+def deployed(manifests: list[Manifest]) -> Manifest:
+    (found,) = [item for item in manifests if item["kind"] == "Deployment"]
+    return found
 
 
 def rendered(case: str, revision: int = TEMPLATE_NEWEST) -> list[Manifest]:
@@ -91,7 +107,9 @@ def test_every_revision_that_pods_may_have_is_still_rendered_as_it_was(
 
 def test_the_last_three_revisions_are_rendered_and_differ() -> None:
     assert len(REVISIONS) == 3
-    templates = [rendered("minimal", revision)[-1]["spec"]["template"] for revision in REVISIONS]
+    templates = [
+        deployed(rendered("minimal", revision))["spec"]["template"] for revision in REVISIONS
+    ]
     assert all(one["spec"] != other["spec"] for one, other in pairwise(templates))
     with_config = [config_text(make_service(), revision) for revision in REVISIONS]
     assert with_config[0] != with_config[1]
@@ -113,10 +131,10 @@ def test_a_deployment_without_the_note_has_the_image_that_its_pods_have() -> Non
 @pytest.mark.parametrize("case", CASES)
 def test_everything_a_pod_mounts_is_rendered_before_the_deployment(case: str) -> None:
     manifests = rendered(case)
-    assert manifests[-1]["kind"] == "Deployment"
-    made = {(item["kind"], item["metadata"]["name"]) for item in manifests[:-1]}
+    number = manifests.index(deployed(manifests))
+    made = {(item["kind"], item["metadata"]["name"]) for item in manifests[:number]}
     mounted: set[tuple[str, str]] = set()
-    for volume in manifests[-1]["spec"]["template"]["spec"]["volumes"]:
+    for volume in manifests[number]["spec"]["template"]["spec"]["volumes"]:
         for source in volume.get("projected", {"sources": [volume]})["sources"]:
             if "configMap" in source:
                 mounted.add(("ConfigMap", source["configMap"]["name"]))
@@ -131,7 +149,7 @@ def test_everything_a_pod_mounts_is_rendered_before_the_deployment(case: str) ->
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_pod_keeps_to_the_restricted_pod_security_standard(case: str) -> None:
-    pod = rendered(case)[-1]["spec"]["template"]["spec"]
+    pod = deployed(rendered(case))["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] >= 10_000
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -153,7 +171,7 @@ def test_a_pod_keeps_to_the_restricted_pod_security_standard(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_pod_has_left_its_service_when_it_is_told_to_stop(case: str) -> None:
-    pod = rendered(case)[-1]["spec"]["template"]["spec"]
+    pod = deployed(rendered(case))["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
     assert program == "sleep"
@@ -190,7 +208,7 @@ def test_the_runtime_can_read_what_it_is_told(case: str) -> None:
 def test_an_adapter_never_changes_the_pod_template() -> None:
     documents = list(yaml.safe_load_all((DATA / "full/input.yaml").read_text()))
     bare = [item for item in documents if item["kind"] != "LoraAdapter"]
-    assert children(bare)[-1] == children(documents)[-1]
+    assert deployed(children(bare)) == deployed(children(documents))
 
 
 def test_a_changed_engine_setting_is_another_configuration() -> None:
@@ -237,3 +255,38 @@ def test_a_limit_on_cpu_is_the_number_of_threads_unless_the_spec_says_otherwise(
     assert threads(resources={"limits": {"cpu": "3500m"}}) == 3
     assert threads(resources={"limits": {"cpu": "250m"}}) == 1
     assert threads(resources={"limits": {"cpu": 8}}, engine={"threads": 2}) == 2
+
+
+def test_what_a_spec_does_not_ask_for_is_not_made() -> None:
+    kinds = {item["kind"] for item in rendered("minimal")}
+    assert kinds == {
+        "ConfigMap",
+        "Deployment",
+        "PodDisruptionBudget",
+        "Secret",
+        "Service",
+    }
+    quiet = make_service(disruptionBudget={"enabled": False})
+    assert disruption_budget(quiet) is None
+
+
+def test_every_child_is_one_that_an_api_server_knows() -> None:
+    known = [item for item in rendered("surroundings") if item["kind"] not in OF_OTHERS]
+    assert [problem for item in known for problem in problems(item)] == []
+
+
+def test_clients_of_other_namespaces_are_let_in_by_label_alone() -> None:
+    (policy,) = [item for item in rendered("surroundings") if item["kind"] == "NetworkPolicy"]
+    public, internal = policy["spec"]["ingress"]
+    allowed = [item["namespaceSelector"]["matchLabels"] for item in public["from"]]
+    assert allowed == [{"kubernetes.io/metadata.name": "team-a"}, {"gateway": "yes"}]
+    (operator,) = internal["from"]
+    assert operator["namespaceSelector"] == {
+        "matchLabels": {"kubernetes.io/metadata.name": "graft"}
+    }
+    (anyone,) = [
+        item
+        for item in children([service_document(networkPolicy={"enabled": True})])
+        if item["kind"] == "NetworkPolicy"
+    ]
+    assert "from" not in anyone["spec"]["ingress"][0]
