@@ -52,7 +52,8 @@ class NodePod:
 
     async def start(self) -> None:
         runtime = self.runtime = FakeRuntime(PodPaths(self.root), self.place.name)
-        for port, answer in zip(self.ports, (runtime.public, runtime.internal), strict=True):
+        answers = {self.ports.http: runtime.public, self.ports.internal: runtime.internal}
+        for port, answer in answers.items():
             self.servers.append(await asyncio.start_server(serve_with(answer), "127.0.0.1", port))
         self.tasks.append(asyncio.create_task(runtime.run()))
 

@@ -7,7 +7,7 @@ from typing import Any
 from graft_operator.render.common import child, child_name, selector_labels
 from graft_operator.resources.meta import Manifest
 from graft_operator.resources.v1alpha1 import InferenceService
-from graft_protocol.naming import HTTP_PORT
+from graft_protocol.naming import GRPC_PORT, HTTP_PORT, INTERNAL_PORT
 
 OPERATOR_LABELS = {"app.kubernetes.io/name": "graft"}
 NAMESPACE_NAME = "kubernetes.io/metadata.name"
@@ -45,12 +45,14 @@ def network_policy(service: InferenceService, operator_namespace: str) -> Manife
             {"matchLabels": {NAMESPACE_NAME: operator_namespace}} if operator_namespace else {}
         ),
     }
-    public: dict[str, Any] = {"ports": [{"port": "http", "protocol": "TCP"}]}
+    public: dict[str, Any] = {
+        "ports": [{"port": port, "protocol": "TCP"} for port in (HTTP_PORT, GRPC_PORT)]
+    }
     if spec.from_ == "Same":
         own = {NAMESPACE_NAME: service.metadata.namespace}
         wanted = [own, *([dict(spec.namespace_labels)] if spec.namespace_labels else [])]
         public["from"] = [{"namespaceSelector": {"matchLabels": labels}} for labels in wanted]
-    rules = [public, {"ports": [{"port": "internal", "protocol": "TCP"}], "from": [operator]}]
+    rules = [public, {"ports": [{"port": INTERNAL_PORT, "protocol": "TCP"}], "from": [operator]}]
     return {
         **head,
         "spec": {
