@@ -13,7 +13,7 @@ from graft_runtime.metrics import Metrics
 from graft_runtime.server.app import create_app
 from graft_runtime.text.tokenizer import Tokenizer
 from tests.support.fake_backend import BASE, FakeBackend, script_of
-from tests.support.toy_tokenizer import write_toy_tokenizer
+from tests.support.toy_tokenizer import EOS, write_toy_tokenizer
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}"
@@ -38,10 +38,12 @@ def chat_folder(folder: Path, template: str = TEMPLATE) -> Path:
 
 
 def let_say(backend: FakeBackend, text: str, finish: str = "stop") -> None:
-    """Make a backend answer with a text."""
+    """Make a backend answer with a text, and with the end token if it stops there."""
     assert backend.folder is not None
-    ids = Tokenizer.load(backend.folder).encode(text, add_special_tokens=False)
-    backend.script = script_of(ids, finish)
+    tokenizer = Tokenizer.load(backend.folder)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    ends = tokenizer.special_ids([EOS]) if finish == "stop" else ()
+    backend.script = script_of([*ids, *ends], finish)
 
 
 def last_prompt(backend: FakeBackend) -> str:

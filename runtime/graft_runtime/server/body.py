@@ -8,11 +8,16 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from typing import Any, Final, NoReturn
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 from starlette.requests import Request
 
 from graft_runtime.errors import MalformedBodyError, MediaTypeError
+from graft_runtime.server.context import Exchange, exchange_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_DEPTH: Final = 64
 """Arrays and objects inside each other."""
@@ -31,9 +36,18 @@ async def read_object(request: Request) -> dict[str, Any]:
     _check_media_type(request)
     chunks = [chunk async for chunk in request.stream()]
     data = b"".join(chunks)
-    if len(data) > THREAD_BYTES:
-        return await asyncio.to_thread(parse_object, data)
-    return parse_object(data)
+    exchange = exchange_of(request.scope)
+    exchange.num_body_bytes = len(data)
+    return await off_loop(exchange, parse_object, data)
+
+
+async def off_loop(
+    exchange: Exchange, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Return a function's result without stalling the loop: in a thread, if the body was long."""
+    if exchange.num_body_bytes > THREAD_BYTES:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    return work(*args, **kwargs)
 
 
 def _check_media_type(request: Request) -> None:

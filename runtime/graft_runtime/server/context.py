@@ -45,6 +45,7 @@ class Exchange:
     """Seconds on the monotonic clock."""
     ignored_fields: tuple[str, ...] = ()
     """Fields of the body that nobody here knows."""
+    num_body_bytes: int = 0
     abort_reason: AbortReason = "client_disconnect"
     """Why its generation was closed early, if it was."""
     family: Literal["openai", "tgi", "triton", "anthropic"] | None = None

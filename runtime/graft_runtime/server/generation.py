@@ -36,7 +36,9 @@ class Job:
     keep_stop: bool = False
     """Whether matched stop strings and stop tokens stay in the text."""
     shown_specials: frozenset[int] = frozenset()
-    """Control tokens that stand in the text as they are written; others are left out."""
+    """Control tokens that stand in the text as they are written, though others are left out."""
+    skip_specials: bool = True
+    """Whether control tokens are left out of the text."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class _Reader:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._text = Detokenizer(job.tokenizer)
+        self._text = Detokenizer(job.tokenizer, skip_special_tokens=job.skip_specials)
         self._stop = StopMatcher(job.stops, keep=job.keep_stop)
         self._before = job.token_ids[-1:]
 
@@ -125,7 +127,7 @@ class _Reader:
         texts: list[str] = []
         tokens: list[Token] = []
         for position, (id, logprob) in enumerate(zip(chunk.token_ids, logprobs, strict=True)):
-            is_ending = ending is not None and position == len(chunk.token_ids) - 1
+            is_ending = chunk.finish_reason == "stop" and position == len(chunk.token_ids) - 1
             added = "" if is_ending and not self._job.keep_stop else self._added(id)
             tokens.append(self._token(id, added, logprob, self._alternatives(chunk, position)))
             self._before = [id]

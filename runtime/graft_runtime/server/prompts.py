@@ -30,14 +30,15 @@ async def admit(frontend: Frontend, prompt_chars: int) -> ModelText:
 
 
 async def encode_text(
-    tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, max_model_len: int
+    tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, max_model_len: int | None
 ) -> list[int]:
-    """Return a text's tokens without stalling the loop.
+    """Return a text's tokens without stalling the loop; without a limit it may be of any length.
 
     Raises:
         ContextLengthError: It cannot fit, so none are sought.
     """
-    refuse_hopeless(tokenizer, len(text), max_model_len)
+    if max_model_len is not None:
+        refuse_hopeless(tokenizer, len(text), max_model_len)
     return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
 

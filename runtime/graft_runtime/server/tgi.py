@@ -92,7 +92,10 @@ async def _prepare(
     text = await admit(frontend, len(fields.inputs))
     limit = frontend.backend.max_model_len
     ids = await encode_text(
-        text.tokenizer, fields.inputs, add_special_tokens=True, max_model_len=limit
+        text.tokenizer,
+        fields.inputs,
+        add_special_tokens=True,
+        max_model_len=limit if parameters.truncate is None else None,
     )
     if parameters.truncate is not None:
         ids = ids[-parameters.truncate :]

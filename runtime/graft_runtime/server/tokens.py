@@ -30,8 +30,8 @@ from graft_runtime.server.openai.chat import encode_chat
 from graft_runtime.server.openai.chat_fields import (
     TEMPLATE_UNSUPPORTED,
     TemplateFields,
-    parse_chat,
 )
+from graft_runtime.server.openai.messages import parse_messages
 from graft_runtime.server.openai.tool_fields import parse_tools
 from graft_runtime.server.prompts import admit, encode_text, refuse_hopeless
 from graft_runtime.server.tgi_fields import parse_body
@@ -101,7 +101,7 @@ async def detokenize(request: Request) -> Response:  # noqa: D103 - see the summ
     fields, exchange.ignored_fields = parse_fields(DetokenizeFields, body, {})
     frontend.backend.resolve(fields.model)
     text = await admit(frontend, len(fields.tokens))
-    check_token_ids(fields.tokens, text.tokenizer, "tokens")
+    await asyncio.to_thread(check_token_ids, fields.tokens, text.tokenizer, "tokens")
     prompt = await asyncio.to_thread(
         text.tokenizer.decode, fields.tokens, skip_special_tokens=False
     )
@@ -118,7 +118,9 @@ async def chat_tokenize(request: Request) -> Response:  # noqa: D103 - see the s
     pieces = await asyncio.to_thread(_pieces_of_tokens, text.tokenizer, ids)
     templated = "".join(piece["text"] for piece in pieces)
     answer = {"tokenize_response": pieces, "templated_text": templated}
-    return JSONResponse(answer, headers=exchange.headers())
+    return Response(
+        msgspec.json.encode(answer), media_type="application/json", headers=exchange.headers()
+    )
 
 
 @router.get("/tokenizer_info", summary="Describe the tokenizer", response_model=None)
@@ -164,7 +166,7 @@ def _counted(
 
 async def _encode_chat(frontend: Frontend, fields: TemplateFields) -> tuple[ModelText, list[int]]:
     tools = parse_tools(fields.tools, None, is_parallel=True)
-    text, _, prompt = await encode_chat(frontend, fields, parse_chat(fields), tools)
+    text, _, prompt = await encode_chat(frontend, fields, parse_messages(fields.messages), tools)
     return text, prompt.token_ids
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+
+WINDOW_CHARS: Final = 4096
+"""Characters that are searched at a time, milliseconds at the worst."""
 
 
 class Disguise:
@@ -18,6 +21,7 @@ class Disguise:
     def __init__(self, special_texts: Sequence[str]) -> None:
         self._nonce = secrets.token_hex(8)
         longest_first = sorted(filter(None, special_texts), key=len, reverse=True)
+        self._longest = len(longest_first[0]) if longest_first else 0
         self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._mark = re.compile(rf"<{self._nonce}:(\d+)>")
         self._hidden: list[str] = []
@@ -30,7 +34,7 @@ class Disguise:
     def hide(self, value: Any) -> Any:
         """Return a value with the control tokens in all its strings replaced by marks."""
         if isinstance(value, str):
-            return self._special.sub(self._replace, value)
+            return self._hidden_in(value)
         if isinstance(value, dict):
             return {self.hide(key): self.hide(each) for key, each in value.items()}
         if isinstance(value, list):
@@ -46,6 +50,17 @@ class Disguise:
         ]
         return [part for part in parts if part[0]]
 
-    def _replace(self, match: re.Match[str]) -> str:
-        self._hidden.append(match[0])
-        return f"<{self._nonce}:{len(self._hidden) - 1}>"
+    def _hidden_in(self, text: str) -> str:
+        """Look window by window: one search keeps the interpreter to itself until it ends."""
+        parts: list[str] = []
+        start = at = 0
+        while at < len(text):
+            window = at + WINDOW_CHARS
+            match = self._special.search(text, at, window + self._longest)
+            if match is None or match.start() >= window:
+                at = window
+                continue
+            self._hidden.append(match[0])
+            parts += (text[start : match.start()], f"<{self._nonce}:{len(self._hidden) - 1}>")
+            start = at = match.end()
+        return "".join((*parts, text[start:]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from graft_runtime.errors import NotReadyError
 from graft_runtime.text.chat import ChatTemplate
+from graft_runtime.text.generation_config import read_sampling_defaults
 from graft_runtime.text.tokenizer import Tokenizer
 
 
@@ -18,15 +19,18 @@ class ModelText:
 
     tokenizer: Tokenizer
     chat: ChatTemplate | None
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    """What the model's makers recommend."""
 
     @classmethod
     def load(cls, folder: Path) -> ModelText:
-        """Read both from a model folder.
+        """Read all from a model folder.
 
         Raises:
             ReasonedError: A file is missing or malformed.
         """
-        return cls(Tokenizer.load(folder), ChatTemplate.load(folder))
+        tokenizer, chat = Tokenizer.load(folder), ChatTemplate.load(folder)
+        return cls(tokenizer, chat, read_sampling_defaults(folder))
 
 
 class ModelTextLoader:

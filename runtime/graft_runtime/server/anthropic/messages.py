@@ -10,12 +10,11 @@ from starlette.responses import JSONResponse, Response
 
 from graft_runtime.server.anthropic.answer import events, stream_error, whole
 from graft_runtime.server.anthropic.fields import UNSUPPORTED, CountFields, MessagesFields
-from graft_runtime.server.body import read_object
+from graft_runtime.server.body import off_loop, read_object
 from graft_runtime.server.context import exchange_of, frontend_of
 from graft_runtime.server.fields import parse_fields, renamed
 from graft_runtime.server.openai.answer import answer_stream, answer_whole
-from graft_runtime.server.openai.chat import encode_chat, prepare
-from graft_runtime.server.openai.chat_fields import CHAT_UNSUPPORTED, ChatFields, parse_chat
+from graft_runtime.server.openai.chat import ChatRequest, encode_chat, prepare, read_chat
 
 router = APIRouter()
 
@@ -44,15 +43,15 @@ async def count_tokens(request: Request) -> Response:  # noqa: D103 - see the su
     fields, chat = await _read(request, CountFields)
     frontend.backend.resolve(fields.model)
     with renamed(_NAMES):
-        _, _, prompt = await encode_chat(frontend, chat, parse_chat(chat), chat.parse_tools())
+        _, _, prompt = await encode_chat(frontend, chat.fields, chat.messages, chat.tools)
     return JSONResponse({"input_tokens": len(prompt.token_ids)}, headers=exchange.headers())
 
 
-async def _read(request: Request, model: type[F]) -> tuple[F, ChatFields]:
+async def _read(request: Request, model: type[F]) -> tuple[F, ChatRequest]:
     """Return a body's fields, and the chat that they stand for."""
     body = await read_object(request)
     fields, ignored = parse_fields(model, body, UNSUPPORTED)
-    exchange_of(request.scope).ignored_fields = ignored
+    exchange = exchange_of(request.scope)
+    exchange.ignored_fields = ignored
     with renamed(_NAMES):
-        chat, _ = parse_fields(ChatFields, fields.to_chat(), CHAT_UNSUPPORTED)
-    return fields, chat
+        return fields, await off_loop(exchange, lambda: read_chat(fields.to_chat()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from graft_runtime.errors import InvalidRequestError
-from graft_runtime.server.body import read_object
+from graft_runtime.server.body import off_loop, read_object
 from graft_runtime.server.choices import fork
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
 from graft_runtime.server.fields import header_safe, parse_fields
@@ -24,9 +25,8 @@ from graft_runtime.server.openai.chat_fields import (
     ChatFields,
     TemplateFields,
     conversation,
-    parse_chat,
 )
-from graft_runtime.server.openai.messages import num_chars
+from graft_runtime.server.openai.messages import num_chars, parse_messages
 from graft_runtime.server.openai.speech import SpeechPlan
 from graft_runtime.server.openai.tool_fields import Tools
 from graft_runtime.server.prompts import admit, fit_output, job_ids, refuse_hopeless
@@ -37,6 +37,31 @@ from graft_runtime.text.model_text import ModelText
 router = APIRouter()
 
 
+@dataclass(frozen=True)
+class ChatRequest:
+    """A body that has been read and checked."""
+
+    fields: ChatFields
+    tools: Tools
+    messages: list[dict[str, Any]]
+    ignored: tuple[str, ...]
+    """Names of fields that nobody here knows."""
+
+
+def read_chat(body: Mapping[str, Any]) -> ChatRequest:
+    """Check a body.
+
+    Raises:
+        InvalidRequestError: A value cannot be honoured; ``param`` names it.
+    """
+    fields, ignored = parse_fields(ChatFields, body, CHAT_UNSUPPORTED)
+    tools = fields.parse_tools()
+    if tools.mode in ("required", "named"):
+        message = "`tool_choice` cannot force a call here; use `auto`"
+        raise InvalidRequestError(message, param="tool_choice")
+    return ChatRequest(fields, tools, parse_messages(fields.messages), ignored)
+
+
 @router.post("/v1/chat/completions", summary="Answer a chat", response_model=None)
 async def create_chat_completion(request: Request) -> Response:  # noqa: D103 - see the summary
     return await answer(request, await read_object(request))
@@ -45,54 +70,54 @@ async def create_chat_completion(request: Request) -> Response:  # noqa: D103 - 
 async def answer(request: Request, body: Mapping[str, Any]) -> Response:
     """Answer a body that has been read."""
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
-    fields, exchange.ignored_fields = parse_fields(ChatFields, body, CHAT_UNSUPPORTED)
-    call = await prepare(frontend, exchange, fields)
-    if fields.stream:
+    chat = await off_loop(exchange, read_chat, body)
+    exchange.ignored_fields = chat.ignored
+    call = await prepare(frontend, exchange, chat)
+    if chat.fields.stream:
         return answer_stream(request, events(frontend, exchange, call))
     return await answer_whole(request, whole(frontend, exchange, call))
 
 
-async def prepare(frontend: Frontend, exchange: Exchange, fields: ChatFields) -> ChatCall:
+async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> ChatCall:
     """Return a chat ready to run.
 
     Raises:
         RequestError: It cannot be, now or ever.
     """
-    tools = fields.parse_tools()
-    if tools.mode in ("required", "named"):
-        message = "`tool_choice` cannot force a call here; use `auto`"
-        raise InvalidRequestError(message, param="tool_choice")
-    messages = parse_chat(fields)
-    target = frontend.backend.resolve(fields.model)
-    text, template, prompt = await encode_chat(frontend, fields, messages, tools)
+    target = frontend.backend.resolve(chat.fields.model)
+    text, template, prompt = await encode_chat(frontend, chat.fields, chat.messages, chat.tools)
+    fields = chat.fields.with_defaults(text.sampling_defaults)
     unread = fields.chat_template_kwargs.keys() - template.reads
     exchange.ignored_fields += header_safe(
         f"chat_template_kwargs.{name}" for name in sorted(unread)
     )
     plan = SpeechPlan.of(
         template,
-        tools,
+        chat.tools,
         is_in_thought=prompt.is_in_thought,
         shows_thoughts=fields.include_reasoning,
     )
-    wanted = fields.max_completion_tokens or fields.max_tokens
     limit = frontend.backend.max_model_len
+    ids = fields.truncated(prompt.token_ids, limit)
+    wanted = fields.max_completion_tokens or fields.max_tokens
     sampling = fields.sampling(
         text.tokenizer,
-        max_tokens=fit_output(len(prompt.token_ids), wanted, None, limit),
+        max_tokens=fit_output(len(ids), wanted, None, limit),
         top_logprobs=fields.top_logprobs if fields.logprobs else None,
     )
     sampling = await constrain(frontend, sampling, fields.form)
     job = Job(
-        job_ids(exchange, 1)[0],
-        prompt.token_ids,
-        sampling,
-        target,
-        text.tokenizer,
-        fields.stop,
-        fields.include_stop_str_in_output,
-        plan.marks(text.tokenizer),
+        id=job_ids(exchange, 1)[0],
+        token_ids=ids,
+        sampling=sampling,
+        target=target,
+        tokenizer=text.tokenizer,
+        stops=fields.stop,
+        keep_stop=fields.include_stop_str_in_output,
+        shown_specials=plan.marks(text.tokenizer),
+        skip_specials=fields.skip_special_tokens,
     )
+    is_echoed = fields.echo and fields.continue_final_message
     return ChatCall(
         id=f"chatcmpl-{exchange.request_id}",
         created=int(time.time()),
@@ -100,7 +125,7 @@ async def prepare(frontend: Frontend, exchange: Exchange, fields: ChatFields) ->
         target=target,
         jobs=tuple(fork(job, fields.n)),
         plan=plan,
-        echoed=messages[-1]["content"] if fields.echo and fields.continue_final_message else "",
+        echoed=chat.messages[-1]["content"] if is_echoed else "",
     )
 
 
@@ -113,7 +138,8 @@ async def encode_chat(
         RequestError: There can be none, now or ever.
     """
     text = await admit(frontend, num_chars(messages))
-    refuse_hopeless(text.tokenizer, num_chars(messages), frontend.backend.max_model_len)
+    if not (isinstance(fields, ChatFields) and fields.truncates):
+        refuse_hopeless(text.tokenizer, num_chars(messages), frontend.backend.max_model_len)
     if text.chat is None:
         message = "the model has no chat template; use /v1/completions"
         raise InvalidRequestError(message, param="messages")

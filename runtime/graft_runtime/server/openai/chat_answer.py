@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +85,8 @@ async def whole(frontend: Frontend, exchange: Exchange, call: ChatCall) -> dict[
         "choices": [_whole_choice(call, index, choice) for index, choice in enumerate(choices)],
         "usage": usage.to_json(),
     }
+    if call.fields.return_token_ids:
+        body["prompt_token_ids"] = call.job.token_ids
     if call.fields.prompt_logprobs is not None and scores is not None:
         body["prompt_logprobs"] = prompt_logprobs(
             call.job.tokenizer, call.job.token_ids, scores, call.fields.prompt_logprobs
@@ -99,10 +101,22 @@ def _whole_choice(call: ChatCall, index: int, choice: _Choice) -> dict[str, Any]
     return {
         "index": index,
         "message": message,
-        "logprobs": chat_logprobs(choice.tokens) if call.fields.logprobs else None,
+        "logprobs": _logprobs(call, choice.tokens) if call.fields.logprobs else None,
         "finish_reason": choice.finish_reason,
         "stop_reason": stop_reason(choice.end),
+        **_ids(call, choice.tokens),
     }
+
+
+def _logprobs(call: ChatCall, tokens: Sequence[Token]) -> dict[str, Any]:
+    return chat_logprobs(tokens, by_id=call.fields.return_tokens_as_token_ids)
+
+
+def _ids(call: ChatCall, tokens: Sequence[Token]) -> dict[str, Any]:
+    """Return the tokens' ids, if they are wanted."""
+    if not call.fields.return_token_ids:
+        return {}
+    return {"token_ids": [token.id for token in tokens]}
 
 
 async def events(
@@ -116,7 +130,7 @@ async def events(
         async for index, piece in pieces:
             if index not in begun:
                 begun.add(index)
-                yield _chunk(call, index, {"role": "assistant", "content": ""}, usage)
+                yield _chunk(call, index, {"role": "assistant", "content": ""}, usage, first=True)
                 if call.echoed:
                     yield _chunk(call, index, {"content": call.echoed}, usage)
             usage.add(piece)
@@ -133,13 +147,15 @@ def _piece_chunks(
 ) -> list[bytes]:
     """Return a piece's events: one per delta, the first with the tokens, the last with the end."""
     deltas = choice.read(piece)
-    if not deltas and (piece.end or call.fields.logprobs):
+    shows_tokens = call.fields.logprobs or call.fields.return_token_ids
+    if not deltas and (piece.end or (shows_tokens and piece.tokens)):
         deltas = [{}]
     chunks = []
     for number, delta in enumerate(deltas, start=1):
-        more: dict[str, Any] = {}
+        tokens = piece.tokens if number == 1 else ()
+        more = _ids(call, tokens)
         if call.fields.logprobs:
-            more["logprobs"] = chat_logprobs(piece.tokens if number == 1 else ())
+            more["logprobs"] = _logprobs(call, tokens)
         if piece.end is not None and number == len(deltas):
             more["finish_reason"] = choice.finish_reason
             more["stop_reason"] = stop_reason(piece.end)
@@ -147,9 +163,19 @@ def _piece_chunks(
     return chunks
 
 
-def _chunk(call: ChatCall, index: int, delta: dict[str, Any], usage: Usage, **more: Any) -> bytes:
+def _chunk(
+    call: ChatCall,
+    index: int,
+    delta: dict[str, Any],
+    usage: Usage,
+    *,
+    first: bool = False,
+    **more: Any,
+) -> bytes:
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
     chunk = {**call.envelope("chat.completion.chunk"), "choices": [choice]}
+    if first and call.fields.return_token_ids:
+        chunk["prompt_token_ids"] = call.job.token_ids
     if call.fields.wants_running_usage:
         chunk["usage"] = usage.to_json()
     return event(chunk)

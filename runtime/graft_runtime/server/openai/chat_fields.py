@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.server.fields import Fields, NumTop, PositiveInt, Unsupported
-from graft_runtime.server.openai.messages import parse_messages
-from graft_runtime.server.openai.sampling import UNSUPPORTED, SamplingFields
+from graft_runtime.server.openai.sampling import SamplingFields
+from graft_runtime.server.openai.shown_fields import SHOWN_UNSUPPORTED, ShownFields
 from graft_runtime.server.openai.tool_fields import Tools, parse_tools
 from graft_runtime.text.chat import ChatTemplate, Conversation
 
@@ -22,7 +22,7 @@ TEMPLATE_UNSUPPORTED: Final[Unsupported] = {
 """A request never brings a template: it runs in the server."""
 
 CHAT_UNSUPPORTED: Final[Unsupported] = {
-    **UNSUPPORTED,
+    **SHOWN_UNSUPPORTED,
     **TEMPLATE_UNSUPPORTED,
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -67,7 +67,7 @@ class TemplateFields(Fields):
         return self
 
 
-class ChatFields(SamplingFields, TemplateFields):
+class ChatFields(SamplingFields, ShownFields, TemplateFields):
     """What this surface honours."""
 
     max_tokens: PositiveInt | None = None
@@ -132,15 +132,6 @@ def conversation(
         continues_last=fields.continue_final_message,
         add_special_tokens=fields.add_special_tokens,
     )
-
-
-def parse_chat(fields: TemplateFields) -> list[dict[str, Any]]:
-    """Return a body's messages.
-
-    Raises:
-        InvalidRequestError: They are malformed.
-    """
-    return parse_messages(fields.messages)
 
 
 def _effort(effort: str | None, template: ChatTemplate) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class Completion:
     """False when only the prompt is of interest."""
     wants_usage: bool
     wants_running_usage: bool
+    returns_ids: bool
+    """Whether the tokens' ids stand beside the text."""
+    names_by_id: bool
+    """Whether log probabilities name tokens by their ids."""
 
     def envelope(self) -> dict[str, Any]:
         """Return what every object of the answer begins with."""
@@ -67,6 +71,18 @@ class _Choice:
     last: Piece | None = None
     offset: int = 0
     """Characters of text before the next token."""
+    token_ids: list[int] = field(default_factory=list)
+    """Of the output alone."""
+    num_told: int = 0
+    """How many of them have been told."""
+
+    def new_ids(self) -> dict[str, Any]:
+        """Return the ids that have not been told, and those of the prompt before the first."""
+        ids = {"token_ids": self.token_ids[self.num_told :]}
+        if not self.num_told:
+            ids["prompt_token_ids"] = self.prompted.jobs[0].token_ids
+        self.num_told = len(self.token_ids)
+        return ids
 
 
 class _Choices:
@@ -102,6 +118,7 @@ class _Choices:
     def _shown(self, choice: _Choice, piece: Piece) -> Piece:
         if self._call.has_output:
             self.usage.add(piece)
+            choice.token_ids += [token.id for token in piece.tokens]
         else:
             self.usage.cached_tokens += piece.num_cached
             piece = replace(piece, text="", tokens=())
@@ -139,10 +156,13 @@ def _whole_choice(call: Completion, choices: _Choices, index: int) -> dict[str, 
     body = {
         "index": index,
         "text": "".join(choice.text),
-        "logprobs": None if call.num_top is None else completion_logprobs(choice.tokens, 0),
+        "logprobs": None if call.num_top is None else _logprobs(call, choice.tokens, 0),
         "finish_reason": finish_reason(end),
         "stop_reason": stop_reason(end),
     }
+    if call.returns_ids:
+        body["prompt_token_ids"] = choice.prompted.jobs[0].token_ids
+        body["token_ids"] = choice.token_ids
     scores = choices.prompt_logprobs(choice)
     return body if scores is None else {**body, "prompt_logprobs": scores}
 
@@ -157,16 +177,23 @@ async def events(
             choice = choices.all[index]
             logprobs = None
             if call.num_top is not None:
-                logprobs = completion_logprobs(piece.tokens, choice.offset)
+                logprobs = _logprobs(call, piece.tokens, choice.offset)
                 choice.offset += sum(len(token.text) for token in piece.tokens)
-            chunk = {**call.envelope(), "choices": [_chunk_choice(index, piece, logprobs)]}
+            shown = _chunk_choice(index, piece, logprobs)
+            if call.returns_ids:
+                shown |= choice.new_ids()
+            chunk = {**call.envelope(), "choices": [shown]}
             if call.wants_running_usage:
                 chunk["usage"] = choices.usage.to_json()
-            if piece.text or piece.end or logprobs:
+            if piece.text or piece.end or logprobs or shown.get("token_ids"):
                 yield event(chunk)
     if call.wants_usage:
         yield event({**call.envelope(), "choices": [], "usage": choices.usage.to_json()})
     yield DONE
+
+
+def _logprobs(call: Completion, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
+    return completion_logprobs(tokens, offset, by_id=call.names_by_id)
 
 
 def _chunk_choice(index: int, piece: Piece, logprobs: dict[str, Any] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -12,14 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from graft_runtime.errors import InvalidRequestError
-from graft_runtime.server.body import read_object
+from graft_runtime.server.body import off_loop, read_object
 from graft_runtime.server.choices import fork
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
 from graft_runtime.server.fields import NumTop, Unsupported, check_token_ids, parse_fields
 from graft_runtime.server.generation import Job
 from graft_runtime.server.openai.answer import answer_stream, answer_whole
 from graft_runtime.server.openai.completion_answer import Completion, Prompted, events, whole
-from graft_runtime.server.openai.sampling import UNSUPPORTED, SamplingFields
+from graft_runtime.server.openai.sampling import SamplingFields
+from graft_runtime.server.openai.shown_fields import SHOWN_UNSUPPORTED, ShownFields
 from graft_runtime.server.prompts import admit, encode_text, fit_output, job_ids
 from graft_runtime.server.structured import constrain
 from graft_runtime.text.tokenizer import Tokenizer
@@ -31,7 +33,7 @@ MAX_PROMPTS: Final = 32
 """Prompts of one request; each becomes a request of its own in the engine."""
 
 _UNSUPPORTED: Final[Unsupported] = {
-    **UNSUPPORTED,
+    **SHOWN_UNSUPPORTED,
     "suffix": ("",),
     "prompt_embeds": (),
 }
@@ -39,7 +41,7 @@ _UNSUPPORTED: Final[Unsupported] = {
 Prompt = str | list[int]
 
 
-class CompletionFields(SamplingFields):
+class CompletionFields(SamplingFields, ShownFields):
     """What this surface honours."""
 
     prompt: Any
@@ -64,20 +66,28 @@ async def create_completion(request: Request) -> Response:  # noqa: D103 - see t
 async def answer(request: Request, body: Mapping[str, Any]) -> Response:
     """Answer a body that has been read."""
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
-    fields, exchange.ignored_fields = parse_fields(CompletionFields, body, _UNSUPPORTED)
-    call = await _prepare(frontend, exchange, fields)
+    fields, prompts, exchange.ignored_fields = await off_loop(exchange, _read, body)
+    call = await _prepare(frontend, exchange, fields, prompts)
     if fields.stream:
         return answer_stream(request, events(frontend, exchange, call))
     return await answer_whole(request, whole(frontend, exchange, call))
 
 
-async def _prepare(frontend: Frontend, exchange: Exchange, fields: CompletionFields) -> Completion:
+def _read(body: Mapping[str, Any]) -> tuple[CompletionFields, list[Prompt], tuple[str, ...]]:
+    fields, ignored = parse_fields(CompletionFields, body, _UNSUPPORTED)
     prompts = parse_prompts(fields.prompt)
     if len(prompts) * fields.n > MAX_PROMPTS:
         message = f"`prompt` and `n` ask for more than {MAX_PROMPTS} choices"
         raise InvalidRequestError(message, param="n")
+    return fields, prompts, ignored
+
+
+async def _prepare(
+    frontend: Frontend, exchange: Exchange, fields: CompletionFields, prompts: list[Prompt]
+) -> Completion:
     target = frontend.backend.resolve(fields.model)
     text = await admit(frontend, sum(map(len, prompts)))
+    fields = fields.with_defaults(text.sampling_defaults)
     limit = frontend.backend.max_model_len
     groups = []
     for id, prompt in zip(job_ids(exchange, len(prompts)), prompts, strict=True):
@@ -91,8 +101,16 @@ async def _prepare(frontend: Frontend, exchange: Exchange, fields: CompletionFie
             prompt_logprobs=fields.logprobs if fields.echo else None,
         )
         sampling = await constrain(frontend, sampling, fields.form)
-        keep = fields.include_stop_str_in_output
-        job = Job(id, ids, sampling, target, text.tokenizer, fields.stop, keep)
+        job = Job(
+            id=id,
+            token_ids=ids,
+            sampling=sampling,
+            target=target,
+            tokenizer=text.tokenizer,
+            stops=fields.stop,
+            keep_stop=fields.include_stop_str_in_output,
+            skip_specials=fields.skip_special_tokens,
+        )
         groups.append(Prompted(_shown(text.tokenizer, prompt), tuple(fork(job, fields.n))))
     return Completion(
         id=f"cmpl-{exchange.request_id}",
@@ -104,6 +122,8 @@ async def _prepare(frontend: Frontend, exchange: Exchange, fields: CompletionFie
         has_output=fields.max_tokens != 0,
         wants_usage=fields.wants_usage,
         wants_running_usage=fields.wants_running_usage,
+        returns_ids=fields.return_token_ids,
+        names_by_id=fields.return_tokens_as_token_ids,
     )
 
 
@@ -118,11 +138,15 @@ async def _encode(
     tokenizer: Tokenizer, prompt: Prompt, fields: CompletionFields, limit: int
 ) -> list[int]:
     if isinstance(prompt, list):
-        check_token_ids(prompt, tokenizer, "prompt")
-        return prompt
-    return await encode_text(
-        tokenizer, prompt, add_special_tokens=fields.add_special_tokens, max_model_len=limit
+        await asyncio.to_thread(check_token_ids, prompt, tokenizer, "prompt")
+        return fields.truncated(prompt, limit)
+    ids = await encode_text(
+        tokenizer,
+        prompt,
+        add_special_tokens=fields.add_special_tokens,
+        max_model_len=None if fields.truncates else limit,
     )
+    return fields.truncated(ids, limit)
 
 
 def parse_prompts(value: Any) -> list[Prompt]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from graft_runtime.ipc.messages import TokenScore
-from graft_runtime.server.alternatives import text_after
+from graft_runtime.server.alternatives import Alternative, text_after
 from graft_runtime.server.generation import Token
 from graft_runtime.text.tokenizer import Tokenizer
 
@@ -19,12 +19,15 @@ def round_logprob(value: float | None) -> float:
     return FLOOR if value is None else max(round(value, 6), FLOOR)
 
 
-def completion_logprobs(tokens: Sequence[Token], offset: int) -> dict[str, Any]:
+def completion_logprobs(
+    tokens: Sequence[Token], offset: int, *, by_id: bool = False
+) -> dict[str, Any]:
     """Return parallel lists, as completions have them; a prompt's first token has no value.
 
     Args:
         tokens: What stands in the text.
         offset: Where in the text the first of them begins.
+        by_id: Whether tokens are named by their ids.
     """
     offsets = []
     for token in tokens:
@@ -33,8 +36,8 @@ def completion_logprobs(tokens: Sequence[Token], offset: int) -> dict[str, Any]:
     return {
         "text_offset": offsets,
         "token_logprobs": [_value(token) for token in tokens],
-        "tokens": [token.text for token in tokens],
-        "top_logprobs": [_likeliest(token) for token in tokens],
+        "tokens": [_name(token, by_id=by_id) for token in tokens],
+        "top_logprobs": [_likeliest(token, by_id=by_id) for token in tokens],
     }
 
 
@@ -42,32 +45,41 @@ def _value(token: Token) -> float | None:
     return None if token.logprob is None else round_logprob(token.logprob)
 
 
-def _likeliest(token: Token) -> dict[str, float] | None:
+def _name(token: Token | Alternative, *, by_id: bool) -> str:
+    """Return how a token is named: texts can be alike, ids are not."""
+    return f"token_id:{token.id}" if by_id else token.text
+
+
+def _likeliest(token: Token, *, by_id: bool) -> dict[str, float] | None:
     """Return the chosen token and the likeliest ones; of those that read alike, the better."""
     if token.logprob is None:
         return None
-    values = {token.text: round_logprob(token.logprob)}
+    values = {_name(token, by_id=by_id): round_logprob(token.logprob)}
     for each in token.top:
-        value = round_logprob(each.logprob)
-        values[each.text] = max(value, values.get(each.text, value))
+        name, value = _name(each, by_id=by_id), round_logprob(each.logprob)
+        values[name] = max(value, values.get(name, value))
     return values
 
 
-def chat_logprobs(tokens: Sequence[Token]) -> dict[str, Any]:
+def chat_logprobs(tokens: Sequence[Token], *, by_id: bool = False) -> dict[str, Any]:
     """Return a list of objects, as chats have it."""
     return {
         "content": [
             {
-                **_entry(token.text, token.logprob),
-                "top_logprobs": [_entry(each.text, each.logprob) for each in token.top],
+                **_entry(token, by_id=by_id),
+                "top_logprobs": [_entry(each, by_id=by_id) for each in token.top],
             }
             for token in tokens
         ]
     }
 
 
-def _entry(text: str, logprob: float | None) -> dict[str, Any]:
-    return {"token": text, "logprob": round_logprob(logprob), "bytes": list(text.encode())}
+def _entry(token: Token | Alternative, *, by_id: bool) -> dict[str, Any]:
+    return {
+        "token": _name(token, by_id=by_id),
+        "logprob": round_logprob(token.logprob),
+        "bytes": list(token.text.encode()),
+    }
 
 
 def prompt_logprobs(

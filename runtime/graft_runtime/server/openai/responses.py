@@ -11,12 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from graft_runtime.errors import RequestError
-from graft_runtime.server.body import read_object
+from graft_runtime.server.body import off_loop, read_object
 from graft_runtime.server.context import exchange_of, frontend_of
 from graft_runtime.server.fields import parse_fields, renamed
 from graft_runtime.server.openai.answer import answer_stream, answer_whole
-from graft_runtime.server.openai.chat import prepare
-from graft_runtime.server.openai.chat_fields import CHAT_UNSUPPORTED, ChatFields
+from graft_runtime.server.openai.chat import prepare, read_chat
 from graft_runtime.server.openai.responses_answer import ResponsesCall, ResponsesStream, whole
 from graft_runtime.server.openai.responses_fields import UNSUPPORTED, ResponsesFields
 
@@ -39,7 +38,7 @@ async def create_response(request: Request) -> Response:  # noqa: D103 - see the
     fields, exchange.ignored_fields = parse_fields(ResponsesFields, body, UNSUPPORTED)
     ignored = exchange.ignored_fields
     with renamed(_NAMES):
-        chat, _ = parse_fields(ChatFields, fields.to_chat(), CHAT_UNSUPPORTED)
+        chat = await off_loop(exchange, lambda: read_chat(fields.to_chat()))
         prepared = await prepare(frontend, exchange, chat)
     exchange.ignored_fields = ignored
     id = f"resp_{exchange.request_id}"

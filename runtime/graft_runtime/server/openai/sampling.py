@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.ipc.messages import Sampling
@@ -41,7 +42,7 @@ UNSUPPORTED: Final[Unsupported] = {
     "length_penalty": (1,),
     "use_beam_search": (False,),
     "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
     "truncate_prompt_tokens": (),
     "truncation_side": (),
     "logprob_token_ids": (),
@@ -165,6 +166,20 @@ class SamplingFields(Fields):
     def wants_running_usage(self) -> bool:
         """Whether every chunk carries the token counts so far."""
         return self.wants_usage and bool(self.stream_options.continuous_usage_stats)
+
+    def with_defaults(self, defaults: Mapping[str, float]) -> Self:
+        """Return the fields with a model's own values where the client gave none.
+
+        Values that are out of range are the model's fault, and not taken.
+        """
+        absent = {name: defaults[name] for name in defaults.keys() - self.model_fields_set}
+        if not absent:
+            return self
+        try:
+            checked = SamplingFields.model_validate(absent)
+        except ValidationError:
+            return self
+        return self.model_copy(update={name: getattr(checked, name) for name in absent})
 
     def sampling(
         self,
