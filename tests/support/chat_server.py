@@ -60,3 +60,4 @@ async def client_of(backend: FakeBackend) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://graft") as client:
         yield client
+    await app.state.frontend.grammars.close()

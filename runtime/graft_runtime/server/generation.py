@@ -127,7 +127,8 @@ class _Reader:
         texts: list[str] = []
         tokens: list[Token] = []
         for position, (id, logprob) in enumerate(zip(chunk.token_ids, logprobs, strict=True)):
-            is_ending = chunk.finish_reason == "stop" and position == len(chunk.token_ids) - 1
+            is_last = position == len(chunk.token_ids) - 1
+            is_ending = is_last and (ending is not None or self._is_end_token(chunk))
             added = "" if is_ending and not self._job.keep_stop else self._added(id)
             tokens.append(self._token(id, added, logprob, self._alternatives(chunk, position)))
             self._before = [id]
@@ -145,6 +146,10 @@ class _Reader:
         if id in self._job.shown_specials:
             return self._text.flush() + self._job.tokenizer.special_text(id)
         return self._text.push(id)
+
+    def _is_end_token(self, chunk: TokenChunk) -> bool:
+        """Tell whether a chunk ends with the model's end token; a grammar may end on any other."""
+        return chunk.finish_reason == "stop" and self._job.tokenizer.is_special(chunk.token_ids[-1])
 
     def _ending_token(self, chunk: TokenChunk) -> int | None:
         """Return the client's stop token that ended the output, if one did."""

@@ -93,7 +93,7 @@ async def test_logprobs_name_tokens_and_bytes(client: httpx.AsyncClient) -> None
     ("field", "value"),
     [
         ("functions", [{"name": "f"}]),
-        ("tool_choice", "required"),
+        ("tool_choice", "required"),  # without tools
         ("top_logprobs", 2),  # without logprobs
         ("top_logprobs", 21),
         ("chat_template", "{{ 1 }}"),

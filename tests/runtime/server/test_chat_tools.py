@@ -35,7 +35,7 @@ CALLS = (
 
 @pytest.fixture
 def backend(tmp_path: Path) -> FakeBackend:
-    return FakeBackend(chat_folder(tmp_path))
+    return FakeBackend(chat_folder(tmp_path), limit=1024)
 
 
 @pytest.fixture
@@ -260,3 +260,75 @@ async def test_the_tokenizers_own_start_can_be_asked_for(
     let_say(backend, "x")
     await ask(client, add_special_tokens=True)
     assert last_prompt(backend) == f"<s>{TURN}user:hello{TURN}"
+
+
+REQUIRED = (
+    '[{"name": "weather", "parameters": {"city": "Rome"}}, {"name": "time", "parameters": {}}]'
+)
+
+
+async def test_a_required_call_is_a_list_that_a_grammar_forces(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    let_say(backend, REQUIRED)
+    choice = await ask(client, tools=[WEATHER, TIME], tool_choice="required")
+    calls = [call["function"] for call in choice["message"]["tool_calls"]]
+    assert calls == [
+        {"name": "weather", "arguments": '{"city": "Rome"}'},
+        {"name": "time", "arguments": "{}"},
+    ]
+    assert choice["finish_reason"] == "tool_calls"
+    grammar = backend.submitted[0].sampling.grammar
+    assert grammar is not None
+    assert "weather" in grammar
+
+
+@pytest.mark.parametrize(
+    "named", ["weather", {"type": "function", "function": {"name": "weather"}}]
+)
+async def test_a_named_call_is_its_arguments_alone(
+    client: httpx.AsyncClient, backend: FakeBackend, named: Any
+) -> None:
+    let_say(backend, '{"city": "Rome"}')
+    choice = await ask(client, tools=[WEATHER, TIME], tool_choice=named)
+    [call] = choice["message"]["tool_calls"]
+    assert call["function"] == {"name": "weather", "arguments": '{"city": "Rome"}'}
+    assert choice["message"]["content"] is None
+    assert choice["finish_reason"] == "stop"
+    assert backend.submitted[0].sampling.grammar is not None
+    streamed = await deltas(client, tools=[WEATHER], tool_choice=named)
+    first = streamed[1]["delta"]["tool_calls"][0]
+    assert first["function"] == {"name": "weather", "arguments": ""}
+
+
+async def test_a_forced_call_excludes_another_form(client: httpx.AsyncClient) -> None:
+    body = {
+        "messages": HELLO,
+        "tools": [TIME],
+        "tool_choice": "required",
+        "response_format": {"type": "json_object"},
+    }
+    response = await client.post(PATH, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tool_choice"
+
+
+async def test_schemas_that_share_a_name_must_agree(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    def tool(name: str, kind: str) -> dict[str, Any]:
+        parameters = {
+            "type": "object",
+            "properties": {"x": {"$ref": "#/$defs/X"}},
+            "$defs": {"X": {"type": kind}},
+        }
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    body = {"messages": HELLO, "tool_choice": "required"}
+    tools = [tool("weather", "integer"), tool("time", "string")]
+    response = await client.post(PATH, json={**body, "tools": tools})
+    assert response.json()["error"]["param"] == "tools"
+    let_say(backend, '[{"name": "time", "parameters": {"x": 1}}]')
+    tools = [tool("weather", "integer"), tool("time", "integer")]
+    choice = await ask(client, tools=tools, tool_choice="required")
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"x": 1}'

@@ -26,11 +26,12 @@ from graft_runtime.server.openai.chat_fields import (
     TemplateFields,
     conversation,
 )
+from graft_runtime.server.openai.forced_calls import forced_form
 from graft_runtime.server.openai.messages import num_chars, parse_messages
 from graft_runtime.server.openai.speech import SpeechPlan
 from graft_runtime.server.openai.tool_fields import Tools
 from graft_runtime.server.prompts import admit, fit_output, job_ids, refuse_hopeless
-from graft_runtime.server.structured import constrain
+from graft_runtime.server.structured import Form, constrain
 from graft_runtime.text.chat import ChatPrompt, ChatTemplate
 from graft_runtime.text.model_text import ModelText
 
@@ -44,6 +45,8 @@ class ChatRequest:
     fields: ChatFields
     tools: Tools
     messages: list[dict[str, Any]]
+    form: Form | None
+    """What the output must look like."""
     ignored: tuple[str, ...]
     """Names of fields that nobody here knows."""
 
@@ -56,10 +59,12 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     """
     fields, ignored = parse_fields(ChatFields, body, CHAT_UNSUPPORTED)
     tools = fields.parse_tools()
-    if tools.mode in ("required", "named"):
-        message = "`tool_choice` cannot force a call here; use `auto`"
+    forced = forced_form(tools)
+    if forced is not None and fields.form is not None:
+        message = f"`tool_choice` forces a call, which excludes `{fields.form.param}`"
         raise InvalidRequestError(message, param="tool_choice")
-    return ChatRequest(fields, tools, parse_messages(fields.messages), ignored)
+    messages = parse_messages(fields.messages)
+    return ChatRequest(fields, tools, messages, forced or fields.form, ignored)
 
 
 @router.post("/v1/chat/completions", summary="Answer a chat", response_model=None)
@@ -96,6 +101,7 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
         chat.tools,
         is_in_thought=prompt.is_in_thought,
         shows_thoughts=fields.include_reasoning,
+        is_constrained=chat.form is not None,
     )
     limit = frontend.backend.max_model_len
     ids = fields.truncated(prompt.token_ids, limit)
@@ -105,7 +111,7 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
         max_tokens=fit_output(len(ids), wanted, None, limit),
         top_logprobs=fields.top_logprobs if fields.logprobs else None,
     )
-    sampling = await constrain(frontend, sampling, fields.form)
+    sampling = await constrain(frontend, sampling, chat.form)
     job = Job(
         id=job_ids(exchange, 1)[0],
         token_ids=ids,

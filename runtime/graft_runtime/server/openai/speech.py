@@ -61,12 +61,24 @@ class SpeechPlan:
 
     @classmethod
     def of(
-        cls, template: ChatTemplate, tools: Tools, *, is_in_thought: bool, shows_thoughts: bool
+        cls,
+        template: ChatTemplate,
+        tools: Tools,
+        *,
+        is_in_thought: bool,
+        shows_thoughts: bool,
+        is_constrained: bool,
     ) -> SpeechPlan:
-        """Return the plan for a model and a request."""
-        # A call that is forced comes at once: the grammar leaves no room for thoughts.
-        is_forced = tools.mode in ("required", "named")
-        reads_thoughts = template.thinks and not is_forced
+        """Return the plan for a model and a request.
+
+        Args:
+            template: The model's.
+            tools: What may or must be called.
+            is_in_thought: Whether the prompt leaves off amid a thought.
+            shows_thoughts: Whether the client wants to hear of thoughts.
+            is_constrained: Whether a grammar rules the output, which leaves no room for thoughts.
+        """
+        reads_thoughts = template.thinks and not is_constrained
         return cls(tools, template.call_form, reads_thoughts, is_in_thought, shows_thoughts)
 
     def marks(self, tokenizer: Tokenizer) -> frozenset[int]:
