@@ -27,9 +27,9 @@ from graft_runtime.ipc.messages import RegisterAdapter, Sampling, Submit
 from graft_runtime.layers.attention.base import KvLayout
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.lora.layout import SlotHeader, layout_hash, pages_for
-from graft_runtime.models.arch import DecoderArch, load_arch
-from graft_runtime.models.decoder import Decoder
-from graft_runtime.models.weights import load_decoder
+from graft_runtime.models.base import ModelArch
+from graft_runtime.models.load import Model, load_model
+from graft_runtime.models.read import read_model
 from tests.support.peft_adapters import load_with_adapters
 from tests.support.routers import watched_routers
 
@@ -61,7 +61,7 @@ class GateSettings:
 class Overheard:
     """A decoder whose logits can be looked at, step by step."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Model) -> None:
         self._decoder = decoder
         self.steps: deque[Tensor] = deque()
 
@@ -91,7 +91,7 @@ class GateRun:
     """One engine over one model and the adapters it was given."""
 
     engine: GateEngine
-    arch: DecoderArch
+    arch: ModelArch
     requests: dict[str, Submit] = field(default_factory=dict)
     outputs: dict[str, list[int]] = field(default_factory=dict)
 
@@ -118,9 +118,9 @@ def start_engine(
     model_dir: Path, adapters: dict[str, Path], work_dir: Path, settings: GateSettings
 ) -> GateRun:
     """Build an engine as the pod does and register every adapter from a slot file of its own."""
-    arch = load_arch(model_dir)
+    arch = read_model(model_dir)
     slots = SlotPool(arch, num_pages=settings.num_pages, dtype=torch.float32, device=CPU)
-    decoder = load_decoder(
+    decoder = load_model(
         model_dir,
         arch,
         dtype=torch.float32,
@@ -151,7 +151,7 @@ def start_engine(
     return GateRun(engine, arch)
 
 
-def make_slot_file(name: str, folder: Path, arch: DecoderArch, work_dir: Path) -> tuple[Path, int]:
+def make_slot_file(name: str, folder: Path, arch: ModelArch, work_dir: Path) -> tuple[Path, int]:
     """Validate and convert a peft adapter as the loader does."""
     fetched = work_dir / f"{name}.files"
     fetched.mkdir()

@@ -38,7 +38,7 @@ from graft_runtime.ipc.messages import (
     Shutdown,
     ToLoader,
 )
-from graft_runtime.models.arch import load_arch
+from graft_runtime.models.read import read_model_apart
 from graft_runtime.models.serving_dtype import serving_dtype
 from graft_runtime.settings import LoaderChildSettings
 from graft_runtime.sources.ambient import read_ambient
@@ -187,7 +187,7 @@ class Loader:
     async def _use_model(self, entry: CacheEntry) -> None:
         """Make this the model that adapters are checked against from now on."""
         try:
-            arch = await asyncio.to_thread(load_arch, entry.files_dir)
+            arch = await asyncio.to_thread(read_model_apart, entry.files_dir)
         except BaseException:
             entry.close()
             raise

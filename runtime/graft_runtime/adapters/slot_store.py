@@ -17,7 +17,7 @@ from graft_runtime.adapters.validate import validate_adapter
 from graft_runtime.adapters.weights import ServingDtype
 from graft_runtime.errors import ReasonedError
 from graft_runtime.layers.lora.layout import SlotHeader, layout_hash, pages_for
-from graft_runtime.models.arch import DecoderArch
+from graft_runtime.models.base import ModelArch
 from graft_runtime.sources.cache_entry import CacheEntry, file_sha256
 from graft_runtime.sources.disk_cache import DiskCache, write_durably
 from graft_runtime.sources.disk_errors import disk_errors
@@ -27,7 +27,7 @@ from graft_runtime.sources.disk_errors import disk_errors
 class SlotTarget:
     """What slot files are made for."""
 
-    arch: DecoderArch
+    arch: ModelArch
     dtype: ServingDtype
     max_rank: int
 

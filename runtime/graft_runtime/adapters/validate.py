@@ -17,14 +17,14 @@ from graft_runtime.adapters.safetensors_header import TensorInfo, read_header, s
 from graft_runtime.adapters.weights import FILE_DTYPES
 from graft_runtime.errors import ReasonedError
 from graft_runtime.layers.lora.layout import LoraGroup, all_groups
-from graft_runtime.models.arch import DecoderArch
+from graft_runtime.models.base import ModelArch
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 _BASE_COPIES = ("lm_head.base_layer.weight", "lm_head.weight", "embed_tokens.weight")
-_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+_LAYER = re.compile(r"[a-zA-Z_.]+\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ValidAdapter:
         return tuple(sorted({update.module.rpartition(".")[2] for update in self.updates}))
 
 
-def validate_adapter(folder: Path, arch: DecoderArch, *, max_rank: int) -> ValidAdapter:
+def validate_adapter(folder: Path, arch: ModelArch, *, max_rank: int) -> ValidAdapter:
     """Check the files of an adapter.
 
     Raises:
@@ -92,7 +92,7 @@ def validate_adapter(folder: Path, arch: DecoderArch, *, max_rank: int) -> Valid
     return ValidAdapter(folder / WEIGHTS_FILE, updates)
 
 
-def module_places(arch: DecoderArch) -> dict[str, ModulePlace]:
+def module_places(arch: ModelArch) -> dict[str, ModulePlace]:
     """List every module of the base model that can be adapted, in the order it is computed."""
     return {
         arch.module_path(layer, part.module): ModulePlace(layer, group, index)
@@ -113,7 +113,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _pair_up(
-    tensors: Mapping[str, TensorInfo], places: Mapping[str, ModulePlace], arch: DecoderArch
+    tensors: Mapping[str, TensorInfo], places: Mapping[str, ModulePlace], arch: ModelArch
 ) -> dict[str, dict[str, TensorInfo]]:
     """Sort tensors by module and factor; every one must have a place."""
     pairs: dict[str, dict[str, TensorInfo]] = {}
@@ -146,7 +146,7 @@ def _not_a_factor(name: str) -> ReasonedError:
     return ReasonedError(Reason.UNUSED_TENSORS, message)
 
 
-def _no_such_module(name: str, module: str, arch: DecoderArch) -> ReasonedError:
+def _no_such_module(name: str, module: str, arch: ModelArch) -> ReasonedError:
     layer = _LAYER.match(module)
     if layer is not None and int(layer[1]) >= arch.num_layers:
         message = f"tensor {shown(name)}: the base model has {arch.num_layers} layers"

@@ -18,9 +18,10 @@ from graft_runtime.engine.scheduler import SchedulerLimits
 from graft_runtime.errors import GrammarError, ReasonedError
 from graft_runtime.ipc.messages import EngineProgress, EngineReady, Sampling, Submit
 from graft_runtime.layers.attention.base import KvLayout, kv_bytes_per_block
-from graft_runtime.models.arch import DecoderArch, load_arch
+from graft_runtime.models.base import ModelArch
+from graft_runtime.models.load import load_model
+from graft_runtime.models.read import read_model
 from graft_runtime.models.serving_dtype import serving_dtype
-from graft_runtime.models.weights import load_decoder
 from graft_runtime.sampling.grammar import Vocabulary
 from graft_runtime.settings import EngineChildSettings
 
@@ -45,7 +46,7 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
     options = settings.engine
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    arch = load_arch(settings.model_dir)
+    arch = read_model(settings.model_dir)
     dtype = getattr(torch, serving_dtype(settings.dtype, arch))
     device = _device(options)
     num_blocks = options.kv_blocks or options.kv_bytes // kv_bytes_per_block(
@@ -59,7 +60,7 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
         device=device,
         reader=PageCacheReader(),
     )
-    model = load_decoder(
+    model = load_model(
         settings.model_dir,
         arch,
         dtype=dtype,
@@ -106,7 +107,7 @@ def _device(options: EngineSettings) -> torch.device:
     return torch.device(options.device)
 
 
-def _vocabulary(model_dir: Path, arch: DecoderArch) -> Vocabulary | None:
+def _vocabulary(model_dir: Path, arch: ModelArch) -> Vocabulary | None:
     """Read the tokenizer for grammars; a model without a fitting one serves all else."""
     try:
         serialized = (model_dir / "tokenizer.json").read_text(encoding="utf-8")
@@ -116,7 +117,7 @@ def _vocabulary(model_dir: Path, arch: DecoderArch) -> Vocabulary | None:
         return None
 
 
-def _max_model_len(settings: EngineChildSettings, arch: DecoderArch, num_blocks: int) -> int:
+def _max_model_len(settings: EngineChildSettings, arch: ModelArch, num_blocks: int) -> int:
     """Return the longest sequence that fits the model and, alone, the whole KV pool."""
     fits = num_blocks * settings.engine.block_size
     asked = settings.max_model_len

@@ -9,21 +9,18 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
-from graft_protocol.reasons import Reason
-from graft_runtime.errors import ReasonedError
 from graft_runtime.layers.lora.layout import LoraGroup, LoraSlice
 from graft_runtime.layers.rope_spec import RopeSpec
+from graft_runtime.models.base import Dtype
 from graft_runtime.models.families import FAMILIES, Activation, Family
 from graft_runtime.models.hf_config import ConfigReader, read_json_object
 from graft_runtime.models.moe_config import MoeSpec, read_moe
 from graft_runtime.models.rope_config import read_ropes
+from graft_runtime.models.serving_dtype import read_dtype
+from graft_runtime.models.special_tokens import read_eos_token_ids
 from graft_runtime.models.windows import read_windows
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 _INFORMATIONAL = frozenset(
     {
@@ -192,9 +189,9 @@ def load_arch(model_dir: Path) -> DecoderArch:
         mlp_bias=_flag_if(family.has_mlp_bias_field, config, "mlp_bias"),
         tie_embeddings=config.flag("tie_word_embeddings", default=family.tie_embeddings),
         max_positions=_stretched(rope, max_positions),
-        dtype=_dtype(config),
+        dtype=read_dtype(config),
         bos_token_id=bos[0] if bos else None,
-        eos_token_ids=_eos_token_ids(config, model_dir, vocab_size),
+        eos_token_ids=read_eos_token_ids(config, model_dir, vocab_size),
         attention_scale=_attention_scale(config, family, head_dim),
         windows=read_windows(config, family, num_layers),
         qk_norm=family.qk_norm,
@@ -284,22 +281,3 @@ def _check_heads(config: ConfigReader, arch: DecoderArch) -> None:
         )
     if arch.head_dim % 2:
         raise config.invalid("head_dim", arch.head_dim, "must be even for rotary embeddings")
-
-
-def _dtype(config: ConfigReader) -> Dtype:
-    legacy = config.take("torch_dtype")
-    name = config.one_of("dtype", _DTYPES, legacy if isinstance(legacy, str) else "float32")
-    return cast("Dtype", name)
-
-
-def _eos_token_ids(config: ConfigReader, model_dir: Path, vocab_size: int) -> tuple[int, ...]:
-    """Return the stop tokens of both files: chat checkpoints name the turn's end in the second."""
-    ids = list(config.token_ids("eos_token_id"))
-    path = model_dir / "generation_config.json"
-    if path.exists():
-        ids += ConfigReader(read_json_object(path)).token_ids("eos_token_id")
-    outside = [item for item in ids if not 0 <= item < vocab_size]
-    if outside:
-        message = f"eos_token_id {outside[0]} is outside the vocabulary of {vocab_size} tokens"
-        raise ReasonedError(Reason.INVALID_CONFIG, message)
-    return tuple(dict.fromkeys(ids))

@@ -52,6 +52,7 @@ def test_a_slot_file_is_made_once(
 def test_other_models_and_dtypes_get_files_of_their_own(
     entry: CacheEntry, target: SlotTarget, cache: DiskCache
 ) -> None:
+    assert isinstance(target.arch, DecoderArch)
     wider = dataclasses.replace(target.arch, vocab_size=target.arch.vocab_size + 16)
     targets = [
         target,

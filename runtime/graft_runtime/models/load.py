@@ -1,0 +1,86 @@
+"""Loads a checkpoint's weights into whatever computes it. Called once when the engine starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from graft_runtime.layers.attention.base import AttentionTraits, KvLayout, PagedKv
+from graft_runtime.layers.attention.cpu import CpuAttention
+from graft_runtime.layers.batch import ForwardBatch
+from graft_runtime.layers.lora.base import LoraPool
+from graft_runtime.models.arch import DecoderArch
+from graft_runtime.models.base import ModelArch
+from graft_runtime.models.foreign_arch import ForeignArch
+from graft_runtime.models.weights import Progress, load_decoder
+
+
+class Model(Protocol):
+    """A model over packed batches."""
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Return float32 logits ``[S, V]``; call under ``torch.inference_mode``."""
+
+
+def load_model(
+    model_dir: Path,
+    arch: ModelArch,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    kv: KvLayout,
+    lora: LoraPool | None,
+    on_progress: Progress,
+) -> Model:
+    """Build what `models/read.py` described.
+
+    Raises:
+        ReasonedError: The files do not hold what the config promises, or a model of transformers
+            does not come out as its own code computes it. Not retried: the files have to change.
+    """
+    if isinstance(arch, DecoderArch):
+        return load_decoder(
+            model_dir, arch, dtype=dtype, device=device, kv=kv, lora=lora, on_progress=on_progress
+        )
+    if isinstance(arch, ForeignArch):
+        return _load_foreign(model_dir, arch, dtype, device, kv, lora, on_progress)
+    raise TypeError(f"{type(arch).__name__} is no description of a model")
+
+
+def _load_foreign(
+    model_dir: Path,
+    arch: ForeignArch,
+    dtype: torch.dtype,
+    device: torch.device,
+    kv: KvLayout,
+    lora: LoraPool | None,
+    on_progress: Progress,
+) -> Model:
+    from graft_runtime.models.transformers_backend import (
+        TransformersModel,
+        load_foreign_model,
+        own_logits,
+        refuse_unlike,
+    )
+
+    num_bytes = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
+    on_progress(0, num_bytes)
+    foreign = load_foreign_model(model_dir, arch, dtype, device)
+    on_progress(num_bytes, num_bytes)
+    own = own_logits(foreign, arch, kv, device)
+    paged = PagedKv(
+        num_layers=arch.num_layers,
+        num_blocks=kv.num_blocks,
+        block_size=kv.block_size,
+        kv_heads=arch.num_kv_heads,
+        head_dim=arch.head_dim,
+        dtype=dtype,
+        device=device,
+    )
+    traits = AttentionTraits(arch.attention_scale, arch.windows, arch.attention_softcap)
+    model = TransformersModel(foreign, arch, attention=CpuAttention(paged, traits), lora=lora)
+    refuse_unlike(model, arch, own, dtype, kv, device)
+    return model
