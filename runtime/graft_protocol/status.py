@@ -18,6 +18,8 @@ class RevisionReport(Message):
     message: str = ""
     digest: str | None = None
     """Known as soon as resolved; for a pending revision this is the resolver's answer."""
+    origin: str | None = None
+    """Where the pod read it, with the commit that the URI's revision meant; None if it did not."""
     bytes: int | None = None
     """Size of the files, bytes."""
     rank: int | None = None
@@ -61,6 +63,8 @@ class ModelReport(Message):
 
     served_name: str
     uri: str
+    origin: str | None = None
+    """Where the pod read it, with the commit that the URI's revision meant; None if it did not."""
     digest: str | None = None
     bytes: int | None = None
     max_model_len: int | None = None

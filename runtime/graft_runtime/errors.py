@@ -2,6 +2,7 @@
 
 GraftRuntimeError
 |-- ReasonedError              a source, artifact or configuration cannot be used
+|   `-- HttpRefusedError           an HTTP server answered with an error
 |-- ShapeError                 a caller inside the runtime passed tensors that disagree
 |-- ChildDiedError             the engine or loader process is gone
 |-- GrammarError               a form that an output should have cannot be followed
@@ -47,6 +48,14 @@ class ReasonedError(GraftRuntimeError):
     def is_terminal(self) -> bool:
         """Whether trying again without a change is pointless."""
         return REASONS[self.reason].retry == "terminal"
+
+
+class HttpRefusedError(ReasonedError):
+    """A server of files answered with an error; ``code`` is the word it gave for it, if any."""
+
+    def __init__(self, reason: Reason, message: str, code: str = "") -> None:
+        super().__init__(reason, message)
+        self.code = code
 
 
 class ShapeError(GraftRuntimeError):

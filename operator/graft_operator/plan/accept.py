@@ -13,7 +13,7 @@ from graft_operator.constants import RESERVED_NAMES
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.reasons import Reason
-from graft_protocol.source_rules import claim_of, is_uri_allowed
+from graft_protocol.source_rules import claim_of, https_endpoint, is_uri_allowed
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ class AcceptContext:
 
 def accept_model(service: InferenceService, context: AcceptContext) -> Verdict:
     """Decide whether the service itself can work."""
+    refusal = _check_host(service, service.spec.model.uri)
     ref = service.spec.model.credentials_secret_ref
-    if ref is not None:
+    if refusal is None and ref is not None:
         refusal = _check_secret(service, service.metadata.namespace, ref.name, context)
-        if refusal is not None:
-            return refusal
+    if refusal is not None:
+        return refusal
     return Verdict(Reason.ACCEPTED, "", Names(service.served_name))
 
 
@@ -140,7 +141,17 @@ def _check_place(service: InferenceService, uri: str) -> Verdict | None:
             Reason.SOURCE_FORBIDDEN,
             f"{uri}: the claim {claim!r} is not in spec.adapters.claims of the InferenceService",
         )
-    return None
+    return _check_host(service, uri)
+
+
+def _check_host(service: InferenceService, uri: str) -> Verdict | None:
+    endpoint = https_endpoint(uri)
+    if endpoint is None or endpoint in service.spec.adapters.allowed_endpoints:
+        return None
+    return Verdict(
+        Reason.SOURCE_FORBIDDEN,
+        f"{uri}: {endpoint} is not in spec.adapters.allowedEndpoints of the InferenceService",
+    )
 
 
 def _check_secret(

@@ -81,7 +81,10 @@ def _resolved(
         if report is not None and report.digest is not None:
             metadata = adapter.metadata
             pinned = pinned_revision(metadata.namespace, metadata.name, report.digest)
-            return wanted.model_copy(update={"id": pinned, "digest": report.digest})
+            # A branch may move on; the commit that was read stays.
+            uri = report.origin or wanted.uri
+            found = {"id": pinned, "digest": report.digest, "uri": uri}
+            return wanted.model_copy(update=found)
     return wanted
 
 

@@ -45,6 +45,7 @@ _FIELDS = {
     "AZURE_TENANT_ID": "tenant_id",
     "AZURE_CLIENT_ID": "client_id",
     "AZURE_CLIENT_SECRET": "client_secret",
+    "HF_TOKEN": "token",
 }
 """Keys a Secret may have, in our spelling or in that of the providers' tools."""
 

@@ -30,8 +30,11 @@ from graft_protocol.source_rules import claim_of
 
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 MODEL_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?$"
-URI_PATTERN = r"^(s3|gs|az|pvc|file)://[^\s@?#]+$"
-URI_PREFIX_PATTERN = r"^(s3|gs|az|pvc|file)://[^\s?#]*$"
+URI_PATTERN = (
+    r"^((s3|gs|az|https|pvc|file)://[^\s@?#]+"
+    r"|hf://[^\s@?#/]+/[^\s@?#/]+(@[^\s@?#/]+)?(/[^\s@?#]+)?)$"
+)
+URI_PREFIX_PATTERN = r"^(s3|gs|az|hf|https|pvc|file)://[^\s?#]*$"
 ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+$"
 CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -71,7 +74,8 @@ class ModelSpec(Closed):
     uri: Uri
     """Where the checkpoint is, in Hugging Face's layout with safetensors weights:
     `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix`,
-    `pvc://claim/folder` or `file:///folder`."""
+    `hf://org/repo@revision/folder`, `https://host/path/manifest`, `pvc://claim/folder` or
+    `file:///folder`."""
     digest: Digest | None = None
     """Content identity of the checkpoint. When set, other bytes are refused."""
     served_name: ModelName | None = None
@@ -142,8 +146,9 @@ class AdaptersSpec(Closed):
     allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
     """From where adapters may attach."""
     allowed_endpoints: Annotated[tuple[Endpoint, ...], Field(max_length=64)] = ()
-    """Object stores, `scheme://host[:port]`, that credentials may name, for the model and for
-    adapters. A credential without an endpoint needs no entry."""
+    """Object stores and hubs, `scheme://host[:port]`, that credentials may name, and hosts of
+    `https` URIs, for the model and for adapters. A credential without an endpoint needs no
+    entry."""
     allowed_uris: Annotated[tuple[UriPrefix, ...], Field(max_length=64)] = ()
     """Where adapters may come from, as prefixes of their URIs that end at a whole part:
     `s3://bucket/team-a` admits what lies below it. Empty admits every URI."""

@@ -47,7 +47,9 @@ from graft_runtime.sources.disk_cache import DiskCache
 from graft_runtime.sources.endpoints import SourcePolicy
 from graft_runtime.sources.factory import open_source
 from graft_runtime.sources.fetch import Wanted, fetch
+from graft_runtime.sources.pins import Pins
 from graft_runtime.sources.selection import adapter_files, model_files
+from graft_runtime.sources.uri import parse_uri
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ class Loader:
         self._settings = settings
         self._channel = channel
         self._cache = DiskCache(settings.cache_dir, settings.cache_max_bytes)
+        self._pins = Pins(settings.cache_dir)
         self._policy = SourcePolicy(
             allowed_endpoints=settings.allowed_endpoints,
             allowed_uris=settings.allowed_uris,
@@ -175,7 +178,9 @@ class Loader:
                 ModelRefused(Reason.INTERNAL_ERROR, f"unexpected {type(error).__name__}")
             )
         else:
-            self._channel.post(ModelPrepared(str(entry.files_dir), entry.digest, entry.bytes))
+            self._channel.post(
+                ModelPrepared(str(entry.files_dir), entry.digest, entry.bytes, entry.origin)
+            )
 
     async def _fetch_model(self, wish: PrepareModel) -> CacheEntry:
         return await self._fetch(
@@ -261,16 +266,23 @@ class Loader:
         self, wish: PrepareModel | PrepareAdapter, wanted: Wanted, progress: _ProgressReporter
     ) -> CacheEntry:
         """Take a content from the cache, else from its source; only that needs a credential."""
-        entry = self._cache.open(wanted.kind, wanted.digest) if wanted.digest else None
-        if entry is not None:
-            return entry
-        credential = read_credential(self._settings.credentials_dir, wish.credential)
         policy = self._policy
         if isinstance(wish, PrepareModel):
             # Who owns the service chose the model, and may have it from anywhere.
             policy = replace(policy, allowed_uris=())
+        uri = parse_uri(wish.uri)
+        policy.check_uri(str(uri))
+        digest = wanted.digest or self._pins.digest_of(wanted.kind, wish.uri)
+        entry = self._cache.open(wanted.kind, digest) if digest else None
+        if entry is not None:
+            return entry
+        credential = read_credential(self._settings.credentials_dir, wish.credential)
         async with aclosing(open_source(wish.uri, credential, policy)) as source:
-            return await fetch(source, wanted, self._cache, progress)
+            entry = await fetch(source, wanted, self._cache, progress)
+            if uri.revision:
+                entry.origin = source.uri
+                self._pins.remember(wanted.kind, source.uri, entry.digest)
+        return entry
 
 
 def _prepared(revision: str, entry: CacheEntry, slot: PreparedSlot) -> AdapterPrepared:
@@ -281,6 +293,7 @@ def _prepared(revision: str, entry: CacheEntry, slot: PreparedSlot) -> AdapterPr
         rank=slot.record.rank,
         target_modules=slot.record.target_modules,
         path=str(slot.path),
+        origin=entry.origin,
     )
 
 

@@ -327,6 +327,7 @@ def _report(revision: Revision, active_requests: int) -> RevisionReport:
         reason=revision.reason,
         message=revision.message[:1024],
         digest=revision.entry.digest if prepared is None else prepared.digest,
+        origin=None if prepared is None else prepared.origin,
         bytes=None if prepared is None else prepared.bytes,
         rank=None if prepared is None else prepared.rank,
         target_modules=() if prepared is None else prepared.target_modules,

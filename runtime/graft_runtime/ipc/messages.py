@@ -266,6 +266,8 @@ class ModelPrepared(msgspec.Struct, frozen=True, tag=True):
     path: str
     digest: str
     bytes: int
+    origin: str | None = None
+    """Where it was read from just now, with the commit that its revision meant."""
 
 
 class ModelRefused(msgspec.Struct, frozen=True, tag=True):
@@ -284,6 +286,8 @@ class AdapterPrepared(msgspec.Struct, frozen=True, tag=True):
     rank: int
     target_modules: tuple[str, ...]
     path: str
+    origin: str | None = None
+    """Where it was read from just now, with the commit that its revision meant."""
 
 
 class AdapterRefused(msgspec.Struct, frozen=True, tag=True):

@@ -44,6 +44,7 @@ def build_status(
         model=ModelReport(
             served_name=config.model.served_name,
             uri=config.model.uri,
+            origin=None if model is None else model.origin,
             digest=None if model is None else model.digest,
             bytes=None if model is None else model.bytes,
             max_model_len=None if engine is None else engine.max_model_len,

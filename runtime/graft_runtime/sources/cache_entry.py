@@ -35,6 +35,8 @@ class CacheEntry:
         self.path = path
         self.files = files
         self.digest = manifest_digest(files)
+        self.origin: str | None = None
+        """Where it was read from just now, with the commit; None for what was here already."""
         self._descriptor = descriptor
 
     @classmethod

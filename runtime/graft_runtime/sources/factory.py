@@ -10,9 +10,14 @@ from graft_runtime.errors import ReasonedError
 from graft_runtime.sources.base import Source
 from graft_runtime.sources.endpoints import Endpoint, SourcePolicy, parse_endpoint
 from graft_runtime.sources.files import FileSource
+from graft_runtime.sources.hub import HubSource
+from graft_runtime.sources.manifest import ManifestSource
 from graft_runtime.sources.object_store import ObjectStoreSource
 from graft_runtime.sources.store_config import StoreAccess
 from graft_runtime.sources.uri import SourceUri, parse_uri
+
+PUBLIC_HUB = "https://huggingface.co"
+"""The hub where neither credential nor environment (`HF_ENDPOINT`) names another."""
 
 # A region becomes part of a host name.
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -33,6 +38,11 @@ def open_source(uri: str, credential: Credential | None, policy: SourcePolicy) -
             return FileSource(parsed.folder, str(parsed))
         case "pvc":
             return _claim(parsed, policy)
+        case "https":
+            endpoint = policy.check_endpoint(f"https://{parsed.bucket}")
+            return ManifestSource(parsed, endpoint, credential, policy)
+        case "hf":
+            return _hub(parsed, credential, policy)
         case _:
             return _object_store(parsed, credential, policy)
 
@@ -41,6 +51,16 @@ def _claim(uri: SourceUri, policy: SourcePolicy) -> Source:
     if policy.claims_dir is None:
         raise ReasonedError(Reason.SOURCE_FORBIDDEN, f"{uri}: this pod mounts no volume claims")
     return FileSource(policy.claims_dir / uri.bucket, str(uri), uri.path)
+
+
+def _hub(uri: SourceUri, credential: Credential, policy: SourcePolicy) -> Source:
+    if policy.ambient.is_offline:
+        message = f"{uri}: the pod is offline, and its disk cache does not hold this"
+        raise ReasonedError(Reason.SOURCE_UNAVAILABLE, message)
+    endpoint = _endpoint(uri, credential, policy)
+    if credential.endpoint is None and credential.token is None:
+        credential = credential.model_copy(update={"token": policy.ambient.hub_token})
+    return HubSource(uri, endpoint or parse_endpoint(PUBLIC_HUB), credential, policy)
 
 
 def _object_store(uri: SourceUri, credential: Credential, policy: SourcePolicy) -> Source:

@@ -77,12 +77,11 @@ async def _download_once(
     transfer = _Transfer(source, sum(file.size for file in files), on_progress)
     with cache.staging(transfer.total_bytes) as staging:
         records = await transfer.run(files, staging.files_dir)
-        found = manifest_digest(records)
-        if found != wanted.digest:
+        mistake = _mistake(source, wanted, files, records)
+        if mistake or wanted.digest is None:
             await _check_same(source, wanted, files)
-            if wanted.digest is not None:
-                message = f"{source.uri} holds {found}, not {wanted.digest}"
-                raise ReasonedError(Reason.CHECKSUM_MISMATCH, message)
+        if mistake:
+            raise ReasonedError(Reason.CHECKSUM_MISMATCH, mistake)
         return await _publish(cache, staging, wanted.kind, records)
 
 
@@ -108,6 +107,20 @@ def _select(source: Source, wanted: Wanted, listed: list[SourceFile]) -> list[So
         message = f"{source.uri} holds {total} bytes, {wanted.max_bytes} are allowed"
         raise ReasonedError(Reason.TOO_LARGE, message)
     return files
+
+
+def _mistake(
+    source: Source, wanted: Wanted, files: list[SourceFile], records: tuple[FileRecord, ...]
+) -> str:
+    """Say how what came differs from what was wanted or promised."""
+    promised = {file.name: file.sha256 for file in files}
+    for record in records:
+        if promised[record.path] not in (None, record.sha256):
+            return f"{source.uri}/{record.path} is not the file that the source itself promises"
+    found = manifest_digest(records)
+    if wanted.digest not in (None, found):
+        return f"{source.uri} holds {found}, not {wanted.digest}"
+    return ""
 
 
 async def _check_same(source: Source, wanted: Wanted, files: list[SourceFile]) -> None:

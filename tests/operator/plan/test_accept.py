@@ -133,6 +133,16 @@ def test_a_claim_must_be_one_that_the_pods_mount() -> None:
     assert verdict(adapter, NOTHING, model={"uri": "pvc://claim/base"}).is_accepted
 
 
+def test_a_web_host_must_be_among_the_endpoints_for_adapters_and_for_the_model() -> None:
+    allowed = {"allowedEndpoints": ["https://files.example.test:8443"]}
+    uri = "https://files.example.test:8443/a/manifest"
+    assert verdict(make_adapter(uri=uri), NOTHING, adapters=allowed).is_accepted
+    assert verdict(make_adapter(uri=uri), NOTHING).reason is Reason.SOURCE_FORBIDDEN
+    assert accept_model(make_service(model={"uri": uri}, adapters=allowed), NOTHING).is_accepted
+    refused = accept_model(make_service(model={"uri": uri}), NOTHING)
+    assert refused.reason is Reason.SOURCE_FORBIDDEN
+
+
 def test_the_models_own_secret_follows_the_same_rules() -> None:
     model = {"uri": "s3://m/x", "credentialsSecretRef": {"name": "keys"}}
     service = make_service(model=model)

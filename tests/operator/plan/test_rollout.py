@@ -37,6 +37,20 @@ def test_the_first_version_is_current_as_soon_as_it_serves() -> None:
     assert (after.current and after.current.id, after.candidate) == (revision, None)
 
 
+def test_the_commit_that_a_pod_read_is_where_the_version_lies_from_then_on() -> None:
+    adapter = make_adapter(uri="hf://org/repo@main", digest=None)
+    pending = wanted_revision(adapter).id
+    origin = "hf://org/repo@0123456789012345678901234567890123456789"
+    report = revision_report(pending, AdapterState.PENDING, digest=DIGEST_2, origin=origin)
+    wanted = advance(adapter, [make_pod(report)]).wanted
+    assert wanted is not None
+    assert wanted.uri == origin
+    kept = adapter.model_copy(
+        update={"status": adapter.status.model_copy(update={"candidate_revision": wanted})}
+    )
+    assert wanted_revision(kept).uri == origin
+
+
 def test_the_digest_that_a_pod_found_pins_the_version() -> None:
     adapter = make_adapter(digest=None)
     pending = wanted_revision(adapter).id

@@ -1,5 +1,3 @@
-import datetime as dt
-import ipaddress
 import ssl
 import threading
 from collections.abc import Iterator
@@ -8,10 +6,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from graft_protocol.credentials import Credential
 from graft_protocol.reasons import Reason
@@ -19,6 +13,7 @@ from graft_runtime.errors import ReasonedError
 from graft_runtime.sources.base import Source
 from graft_runtime.sources.endpoints import SourcePolicy
 from graft_runtime.sources.factory import open_source
+from tests.support.tls import authority, make_certificate
 
 LISTING = b"""<?xml version="1.0"?>
 <ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated><Contents><Key>a/x</Key>
@@ -67,31 +62,7 @@ def serve(certificate: Path | None) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a private authority")])
-    now = dt.datetime.now(dt.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    path.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -110,10 +81,6 @@ def source_at(store: Store, ca_bundle: str | None) -> Source:
     )
     policy = SourcePolicy(allowed_endpoints=(store.url,), max_retries=0)
     return open_source("s3://bucket/a", credential, policy)
-
-
-def authority(certificate: Path) -> str:
-    return certificate.read_text().partition("-----END PRIVATE KEY-----\n")[2]
 
 
 async def test_a_private_authority_is_trusted_where_the_credential_names_it(
