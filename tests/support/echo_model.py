@@ -62,6 +62,7 @@ class EchoModel:
     """A token id that makes a step fail when it is computed."""
     cache: dict[int, tuple[int, int]] = field(default_factory=dict)
     largest_step: int = 0
+    tokens_computed: int = 0
     most_in_flight: int = 0
     """Launched steps of which the result had not been asked for, at most."""
     _work: deque[tuple[Future[object], Callable[[], object]]] = field(default_factory=deque)
@@ -70,6 +71,7 @@ class EchoModel:
     def launch(self, plan: StepPlan) -> Handle:
         handle = Handle(self, plan)
         self.largest_step = max(self.largest_step, len(plan.token_ids_T))
+        self.tokens_computed += len(plan.token_ids_T)
         self.most_in_flight = max(self.most_in_flight, len(self._work))
         return handle
 

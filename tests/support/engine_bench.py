@@ -103,7 +103,8 @@ class Bench:
         while True:
             tokens.append(next_token(tokens, key))
             output = tokens[len(asked.token_ids) :]
-            if tokens[-1] == 0 or len(output) >= asked.sampling.max_tokens:
+            is_end = tokens[-1] == 0 and not asked.sampling.ignore_eos
+            if is_end or len(output) >= asked.sampling.max_tokens:
                 return output
             if len(tokens) >= MAX_MODEL_LEN:
                 return output

@@ -55,6 +55,8 @@ class Scheduler:
         """Prompt tokens looked up in the prefix cache."""
         self.num_prefix_hits = 0
         """Prompt tokens found there."""
+        # A token of each step is left for prompts, or a crowd of decodes would hold them up.
+        self._seats = max(1, min(limits.max_running, limits.max_batch_tokens - 1))
         self._gate = gate
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
@@ -176,9 +178,6 @@ class Scheduler:
     # Choosing rows.
 
     def _schedule_decodes(self, rows: list[Row], budget: int) -> int:
-        # One token is left for prompts, or a crowd of decodes would keep them where they are.
-        prefilling = any(request.num_remaining > 1 for request in self._running)
-        budget -= prefilling
         for request in list(self._running):
             if not budget:
                 break
@@ -187,7 +186,7 @@ class Scheduler:
             if self._ensure_room(request):
                 rows.append(row_of(request, 1))
                 budget -= 1
-        return budget + prefilling
+        return budget
 
     def _schedule_prompts(self, rows: list[Row], budget: int) -> int:
         for request in self._running:
@@ -197,7 +196,7 @@ class Scheduler:
         return budget
 
     def _schedule_waiting(self, rows: list[Row], budget: int) -> None:
-        if not budget or self.num_running >= self.limits.max_running:
+        if not budget or self.num_running >= self._seats:
             return
         for request in self._waiting.candidates():
             if not self._may_score(request):
@@ -209,7 +208,7 @@ class Scheduler:
                 return  # strictly in order: a small request never overtakes a large one
             rows.append(self._chunk(request, budget))
             budget -= rows[-1].num_tokens
-            if not budget or self.num_running >= self.limits.max_running:
+            if not budget or self.num_running >= self._seats:
                 return
 
     def _slot(self, request: Request) -> int | None:
@@ -284,7 +283,7 @@ class Scheduler:
         if self._slot(best) is None:
             return
         for victim in victims:
-            has_seat = self.num_running < self.limits.max_running
+            has_seat = self.num_running < self._seats
             if has_seat and missing <= self.pool.num_free + self._coming:
                 return
             self._preempt(victim)
