@@ -9,7 +9,15 @@ from graft_protocol.reasons import EngineState
 from graft_protocol.status import ModelReport, RuntimeStatus
 from graft_runtime.errors import ModelNotFoundError, RequestError
 from graft_runtime.ipc.messages import Sampling
-from graft_runtime.server.backend import BASE_ALIASES, Health, ServedModel, Target, TokenChunk
+from graft_runtime.server.backend import (
+    BASE_ALIASES,
+    DEFAULT_TERMS,
+    Health,
+    ServedModel,
+    Target,
+    Terms,
+    TokenChunk,
+)
 
 BASE = "base-model"
 ADAPTER = "shouty"
@@ -32,6 +40,7 @@ class Submitted:
     token_ids: list[int]
     sampling: Sampling
     target: Target
+    terms: Terms
 
 
 @dataclass
@@ -76,9 +85,14 @@ class FakeBackend:
             raise self.refusal
 
     async def generate(
-        self, request_id: str, token_ids: list[int], sampling: Sampling, target: Target
+        self,
+        request_id: str,
+        token_ids: list[int],
+        sampling: Sampling,
+        target: Target,
+        terms: Terms = DEFAULT_TERMS,
     ) -> AsyncGenerator[TokenChunk, None]:
-        self.submitted.append(Submitted(request_id, token_ids, sampling, target))
+        self.submitted.append(Submitted(request_id, token_ids, sampling, target, terms))
         self.running.add(request_id)
         try:
             for index, chunk in enumerate(self.script):

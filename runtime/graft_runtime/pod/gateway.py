@@ -31,9 +31,11 @@ from graft_runtime.pod.state import PodState
 from graft_runtime.pod.streams import Stream, Streams
 from graft_runtime.server.backend import (
     BASE_ALIASES,
+    DEFAULT_TERMS,
     Health,
     ServedModel,
     Target,
+    Terms,
     TokenChunk,
 )
 
@@ -115,7 +117,7 @@ class Gateway:
             return Target(base, None)
         return Target(model, self._route(model).entry.revision)
 
-    def check_admission(self, prompt_chars: int) -> None:  # noqa: ARG002 - part of the port
+    def check_admission(self, prompt_chars: int) -> None:
         """Refuse early, before any work is put into a request.
 
         Raises:
@@ -124,31 +126,38 @@ class Gateway:
         """
         if self._state.draining:
             raise DrainingError("The server is shutting down", retry_after_seconds=1)
-        self.streams.check_room()
+        self.streams.check_room(prompt_chars)
 
     async def generate(
-        self, request_id: str, token_ids: list[int], sampling: Sampling, target: Target
+        self,
+        request_id: str,
+        token_ids: list[int],
+        sampling: Sampling,
+        target: Target,
+        terms: Terms = DEFAULT_TERMS,
     ) -> AsyncGenerator[TokenChunk, None]:
         """Run a request; closing the generator frees all it holds at once.
 
         Raises:
             RequestError: It is refused or fails; which one says why.
         """
+        longest = self._config.server.request_timeout_seconds
+        deadline = time.monotonic() + min(longest, terms.timeout_seconds or longest)
         self.check_admission(0)
-        revision = await self._hold(target)
-        stream = Stream(request_id, revision, len(token_ids))
+        stream = Stream(request_id, len(token_ids))
         self.streams.open(stream)
         ended = False
         try:
-            self._post(Submit(request_id, token_ids, sampling, revision))
-            deadline = time.monotonic() + self._config.server.request_timeout_seconds
+            revision = await self._hold(target, deadline)
+            self.streams.send(stream, revision)
+            self._post(_submit(stream, token_ids, sampling, terms))
             while not ended:
                 output = await _next_output(stream, deadline)
                 ended = output.finish_reason is not None
                 yield _chunk(output)
         finally:
             self.streams.close(stream)
-            if not ended:
+            if stream.sent and not ended:
                 self._post(Abort(request_id))
 
     def status(self) -> RuntimeStatus:
@@ -177,17 +186,19 @@ class Gateway:
             raise unknown_model(name)
         return route.choose(random.random())
 
-    async def _hold(self, target: Target) -> str | None:
+    async def _hold(self, target: Target, deadline: float) -> str | None:
         """Wait until the engine and the adapter can take the request; return the revision.
 
         Between `resolve` and now the name may have moved to another version: then that one is used,
         since nothing has been answered yet.
         """
-        held = await self._state.wait_for(
-            lambda: self._can_run(target), self._config.adapters.hold_timeout_seconds
-        )
+        patience = self._config.adapters.hold_timeout_seconds
+        left = deadline - time.monotonic()
+        held = await self._state.wait_for(lambda: self._can_run(target), min(patience, left))
         if self._state.draining:
             raise DrainingError("The server is shutting down", retry_after_seconds=1)
+        if not held and left < patience:
+            raise DeadlineError("The request took longer than allowed")
         if not held and self._state.engine is None:
             raise NotReadyError("The model is not ready yet", retry_after_seconds=1)
         if not held:
@@ -216,6 +227,20 @@ class Gateway:
     def _is_near(self, name: str) -> bool:
         revision = self._manager.get(name)
         return revision is not None and revision.is_near
+
+
+def _submit(stream: Stream, token_ids: list[int], sampling: Sampling, terms: Terms) -> Submit:
+    revision = stream.revision
+    return Submit(
+        stream.request_id,
+        token_ids,
+        sampling,
+        revision,
+        # Tenants are namespaces; whoever asks for the base model is one more.
+        tenant="" if revision is None else revision.partition("/")[0],
+        priority=terms.priority,
+        cache_salt=terms.cache_salt,
+    )
 
 
 async def _next_output(stream: Stream, deadline: float) -> TokenOutput:

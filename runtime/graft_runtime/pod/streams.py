@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from graft_runtime.errors import OverloadedError, RequestError
 from graft_runtime.ipc.messages import TokenOutput
 
-RETRY_AFTER_SECONDS = 1
+CHARS_PER_TOKEN = 4
+"""What a token of a text holds at the least, so that its tokens are not overestimated before they
+are known."""
+MAX_RETRY_AFTER_SECONDS = 60
+ENDS_REMEMBERED = 32
+"""How many of the last requests' ends tell how fast the queue moves."""
 
 
 @dataclass(eq=False)
@@ -17,8 +25,11 @@ class Stream:
     """What the engine says to one request, in order, or the error that ends it."""
 
     request_id: str
-    revision: str | None
     num_prompt: int
+    revision: str | None = None
+    """Known once it has been sent to the engine."""
+    sent: bool = False
+    """Whether the engine has it. Before that it waits for its adapter, or for an engine."""
     started: bool = False
     """Whether the engine has answered at all; until then the request counts as waiting."""
     queue: asyncio.Queue[TokenOutput | RequestError] = field(default_factory=asyncio.Queue)
@@ -27,7 +38,23 @@ class Stream:
 class Streams:
     """All requests in flight, and the bounds on those that wait."""
 
-    def __init__(self, max_running: int, max_waiting: int, max_waiting_tokens: int) -> None:
+    def __init__(
+        self,
+        max_running: int,
+        max_waiting: int,
+        max_waiting_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start with nothing.
+
+        Args:
+            max_running: Requests that the engine runs at a time.
+            max_waiting: Requests beyond these.
+            max_waiting_tokens: Tokens of the prompts of requests that have not started.
+            clock: Seconds, for telling how fast the queue moves.
+        """
+        self._clock = clock
+        self._ends: deque[float] = deque(maxlen=ENDS_REMEMBERED)
         self._limit = max_running + max_waiting
         self._max_waiting_tokens = max_waiting_tokens
         self._streams: dict[str, Stream] = {}
@@ -44,26 +71,39 @@ class Streams:
         """Requests in flight per revision."""
         return dict(self._active)
 
-    def check_room(self) -> None:
+    def check_room(self, prompt_chars: int = 0) -> None:
         """Refuse when the queue is full by count or by tokens.
+
+        Args:
+            prompt_chars: Length of the prompt's text. A prompt that is longer than the whole queue
+                may come in when nothing waits.
 
         Raises:
             OverloadedError: It is.
         """
-        if len(self._streams) >= self._limit or self._waiting_tokens >= self._max_waiting_tokens:
-            raise OverloadedError("Model is overloaded", retry_after_seconds=RETRY_AFTER_SECONDS)
+        tokens = self._waiting_tokens + prompt_chars // CHARS_PER_TOKEN
+        is_full = self._waiting_tokens > 0 and tokens >= self._max_waiting_tokens
+        if is_full or len(self._streams) >= self._limit:
+            wait = self._retry_after_seconds()
+            raise OverloadedError("Model is overloaded", retry_after_seconds=wait)
 
     def open(self, stream: Stream) -> None:
-        """Count a request in."""
+        """Count a request in: it waits from now on, for whatever it may be."""
         self._streams[stream.request_id] = stream
         self._waiting_tokens += stream.num_prompt
-        if stream.revision is not None:
-            self._active[stream.revision] += 1
         self._idle.clear()
+
+    def send(self, stream: Stream, revision: str | None) -> None:
+        """Note that the engine gets a request now, and for which revision."""
+        stream.sent = True
+        stream.revision = revision
+        if revision is not None:
+            self._active[revision] += 1
 
     def close(self, stream: Stream) -> None:
         """Count a request out."""
         del self._streams[stream.request_id]
+        self._ends.append(self._clock())
         self._start(stream)
         if stream.revision is not None:
             self._active[stream.revision] -= 1
@@ -79,9 +119,10 @@ class Streams:
             stream.queue.put_nowait(output)
 
     def fail_all(self, error: RequestError) -> None:
-        """End every request with an error."""
+        """End every request that the engine has with an error."""
         for stream in self._streams.values():
-            stream.queue.put_nowait(error)
+            if stream.sent:
+                stream.queue.put_nowait(error)
 
     def fail_revision(self, revision: str, error: RequestError) -> None:
         """End a revision's requests with an error."""
@@ -92,6 +133,14 @@ class Streams:
     async def wait_idle(self) -> None:
         """Wait until no request is in flight."""
         await self._idle.wait()
+
+    def _retry_after_seconds(self) -> int:
+        """Return when one of the requests in flight should have ended, going by the last ones."""
+        if len(self._ends) < 2:
+            return 1
+        since = self._clock() - self._ends[0]
+        seconds = math.ceil(since / len(self._ends))
+        return min(max(1, seconds), MAX_RETRY_AFTER_SECONDS)
 
     def _start(self, stream: Stream) -> None:
         if not stream.started:

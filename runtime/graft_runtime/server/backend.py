@@ -28,6 +28,22 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """On which terms one request is served, beside what is generated."""
+
+    priority: int = 0
+    """Class: 0 is everybody's; requests of a higher number yield to all of lower ones."""
+    cache_salt: str = ""
+    """Its prompt's cache is shared only with requests that have the same one."""
+    timeout_seconds: float | None = None
+    """It ends with an error when it has taken longer, in whatever phase it is; None leaves that to
+    the server."""
+
+
+DEFAULT_TERMS: Final = Terms()
+
+
+@dataclass(frozen=True)
 class ServedModel:
     """One line of the list of models."""
 
@@ -94,7 +110,12 @@ class Backend(Protocol):
         ...
 
     def generate(
-        self, request_id: str, token_ids: list[int], sampling: Sampling, target: Target
+        self,
+        request_id: str,
+        token_ids: list[int],
+        sampling: Sampling,
+        target: Target,
+        terms: Terms = DEFAULT_TERMS,
     ) -> AsyncGenerator[TokenChunk, None]:
         """Run one request; the last chunk carries the reason for the end.
 

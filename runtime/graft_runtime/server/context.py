@@ -43,6 +43,8 @@ class Exchange:
     path: str
     arrived: float = field(default_factory=time.perf_counter)
     """Seconds on the monotonic clock."""
+    timeout_seconds: float | None = None
+    """What the client gave it, if anything, from admission to the last token."""
     ignored_fields: tuple[str, ...] = ()
     """Fields of the body that nobody here knows."""
     num_body_bytes: int = 0

@@ -14,7 +14,7 @@ from typing import Literal
 from graft_runtime.errors import EngineDiedError
 from graft_runtime.ipc.messages import Sampling, TokenScore
 from graft_runtime.server.alternatives import Alternative, name_alternatives
-from graft_runtime.server.backend import Target, TokenChunk
+from graft_runtime.server.backend import DEFAULT_TERMS, Target, Terms, TokenChunk
 from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.record import Record
 from graft_runtime.text.detokenizer import Detokenizer
@@ -39,6 +39,7 @@ class Job:
     """Control tokens that stand in the text as they are written, though others are left out."""
     skip_specials: bool = True
     """Whether control tokens are left out of the text."""
+    terms: Terms = DEFAULT_TERMS
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
     """
     record = Record(frontend.metrics, exchange, job.id, job.target, len(job.token_ids))
     reader = _Reader(job)
-    chunks = frontend.backend.generate(job.id, job.token_ids, job.sampling, job.target)
+    terms = replace(job.terms, timeout_seconds=exchange.timeout_seconds)
+    chunks = frontend.backend.generate(job.id, job.token_ids, job.sampling, job.target, terms)
     with record:
         async with aclosing(chunks):
             is_first = True

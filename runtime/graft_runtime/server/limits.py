@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any, Final
 
 from starlette.requests import ClientDisconnect
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from graft_runtime.errors import (
     BodyTooLargeError,
     HeadersTooLargeError,
+    InvalidRequestError,
     RequestError,
     SlowBodyError,
 )
@@ -34,6 +36,8 @@ MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_HEADERS: Final = 100
 BODY_TIMEOUT_SECONDS: Final = 10.0
 """From the first read of a body to its end."""
+TIMEOUT_HEADER: Final = b"x-request-timeout"
+"""Seconds after which a client wants no answer any more."""
 MAX_LOGGED_PATH: Final = 200
 """Characters of a refused request's path that the log shows."""
 
@@ -73,6 +77,7 @@ class LimitsMiddleware:
         answer = _Answer(send, exchange)
         try:
             self._check_headers(headers)
+            exchange.timeout_seconds = _timeout_seconds(headers)
             await self._app(scope, self._limited(receive), answer.send)
         except ClientDisconnect:
             return  # nobody is left to answer
@@ -162,3 +167,22 @@ def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
     """Return the client's id if it is harmless, else a new one."""
     given = next((value for name, value in headers if name == b"x-request-id"), b"")
     return safe_request_id(given.decode("latin-1"))
+
+
+def _timeout_seconds(headers: list[tuple[bytes, bytes]]) -> float | None:
+    """Return how long the client gives its request.
+
+    Raises:
+        InvalidRequestError: It is no positive number of seconds.
+    """
+    given = next((value for name, value in headers if name == TIMEOUT_HEADER), None)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        message = f"`{TIMEOUT_HEADER.decode()}` must be a positive number of seconds"
+        raise InvalidRequestError(message, param=TIMEOUT_HEADER.decode())
+    return seconds

@@ -213,3 +213,23 @@ async def test_a_log_line_has_facts_and_no_text(
     line = json.dumps(facts, default=str)
     assert "hello" not in line
     assert "three" not in line
+
+
+async def test_the_time_a_client_gives_its_request_reaches_the_backend(
+    client: httpx.AsyncClient, backend: FakeBackend, surface: tuple[str, dict[str, Any]]
+) -> None:
+    path, body = surface
+    response = await client.post(path, json=body, headers={"x-request-timeout": "2.5"})
+    assert response.status_code == 200
+    assert backend.submitted[0].terms.timeout_seconds == 2.5
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", ""])
+async def test_a_timeout_that_is_no_time_is_refused(
+    client: httpx.AsyncClient, backend: FakeBackend, surface: tuple[str, dict[str, Any]], value: str
+) -> None:
+    path, body = surface
+    response = await client.post(path, json=body, headers={"x-request-timeout": value})
+    assert response.status_code in (400, 422)
+    check_form(path, response.json())
+    assert backend.submitted == []

@@ -12,7 +12,7 @@ from graft_protocol.config import ServerSettings
 from graft_runtime.ipc.messages import Sampling, TokenScore
 from graft_runtime.metrics import Metrics
 from graft_runtime.server.app import create_app
-from graft_runtime.server.backend import Target, TokenChunk
+from graft_runtime.server.backend import DEFAULT_TERMS, Target, Terms, TokenChunk
 from graft_runtime.text.tokenizer import Tokenizer
 from tests.support.fake_backend import BASE, FakeBackend, chunk
 from tests.support.sse_text import events
@@ -103,10 +103,15 @@ class Rated(FakeBackend):
     ratings: tuple[float, ...] = (-2.0, -0.5, -1.0)
 
     async def generate(
-        self, request_id: str, token_ids: list[int], sampling: Sampling, target: Target
+        self,
+        request_id: str,
+        token_ids: list[int],
+        sampling: Sampling,
+        target: Target,
+        terms: Terms = DEFAULT_TERMS,
     ) -> AsyncGenerator[TokenChunk, None]:
         rating = self.ratings[len(self.submitted)]
-        async for each in super().generate(request_id, token_ids, sampling, target):
+        async for each in super().generate(request_id, token_ids, sampling, target, terms):
             yield replace(each, logprobs=(rating,) * len(each.token_ids))
 
 

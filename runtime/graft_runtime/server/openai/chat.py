@@ -122,6 +122,7 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
         keep_stop=fields.include_stop_str_in_output,
         shown_specials=plan.marks(text.tokenizer),
         skip_specials=fields.skip_special_tokens,
+        terms=fields.terms,
     )
     is_echoed = fields.echo and fields.continue_final_message
     return ChatCall(

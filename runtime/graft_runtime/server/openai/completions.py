@@ -110,6 +110,7 @@ async def _prepare(
             stops=fields.stop,
             keep_stop=fields.include_stop_str_in_output,
             skip_specials=fields.skip_special_tokens,
+            terms=fields.terms,
         )
         groups.append(Prompted(_shown(text.tokenizer, prompt), tuple(fork(job, fields.n))))
     return Completion(

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.ipc.messages import Sampling
+from graft_runtime.server.backend import Terms
 from graft_runtime.server.fields import (
     GREEDY_BELOW,
     MAX_ALLOWED,
@@ -47,16 +48,15 @@ UNSUPPORTED: Final[Unsupported] = {
     "truncation_side": (),
     "logprob_token_ids": (),
     "logits_processors": ([],),
-    "priority": (0,),
     "return_tokens_as_token_ids": (False,),
     "return_token_ids": (False,),
-    "cache_salt": (),
     "kv_transfer_params": (),
     "vllm_xargs": (),
     "repetition_detection": (),
     "watermarking": (False,),
 }
 """Of OpenAI and of vLLM; what a value in brackets asks for happens anyway."""
+MAX_SALT_CHARS: Final = 256
 
 
 _GUIDED: Final = frozenset(
@@ -95,6 +95,9 @@ class SamplingFields(Fields):
     stop: tuple[str, ...] = ()
     stop_token_ids: list[Int32] = Field(default=[], max_length=MAX_STOP_TOKEN_IDS)
     ignore_eos: bool = False
+    priority: int = Field(default=0, ge=0, lt=2**31)
+    """Above 0 it yields to others; nobody can push ahead of them."""
+    cache_salt: str = Field(default="", max_length=MAX_SALT_CHARS)
     include_stop_str_in_output: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -156,6 +159,11 @@ class SamplingFields(Fields):
     def _form_is_readable(self) -> SamplingFields:
         _ = self.form
         return self
+
+    @property
+    def terms(self) -> Terms:
+        """On which terms it is served."""
+        return Terms(self.priority, self.cache_salt)
 
     @property
     def wants_usage(self) -> bool:
