@@ -22,6 +22,8 @@ ConstraintKind = Literal[
 WHITESPACE: Final = r"[ ]|\n[ \t]{0,40}"
 """Between the tokens of JSON: a space, or a line break with indentation. It is bounded, because a
 model that has lost its way would else write blanks until its length ends it."""
+LARGEST_EXACT: Final = 2**53
+"""All integers up to here are doubles."""
 ASCII_CLASSES: Final = "dw"
 r"""``\d`` and ``\w`` mean ASCII, so that what is written matches under every reader's rules."""
 
@@ -61,17 +63,36 @@ def grammar_text(constraint: Constraint, special_texts: tuple[str, ...] = ()) ->
                 return _structural_tag(json.loads(constraint.value), special_texts)
             case "grammar":
                 return any_to_lark(constraint.value)
+    except RecursionError as error:
+        raise GrammarError("it is nested too deeply") from error
     except (ValueError, TypeError, KeyError, AssertionError, AttributeError) as error:
         # What the library's converters raise for what they cannot read.
         raise GrammarError(str(error) or "it cannot be read") from error
 
 
 def _json(schema: str, whitespace: str | None) -> str:
+    _refuse_inexact(json.loads(schema))
     pattern = WHITESPACE if whitespace is None else whitespace
     blanks = {"whitespace_pattern": pattern} if pattern else {"whitespace_flexible": False}
     # Options in the schema itself must not make the library pass over what it cannot enforce.
     options: Any = {**blanks, "lenient": False, "coerce_one_of": False}
     return LLMatcher.grammar_from_json_schema(schema, overrides=options)
+
+
+def _refuse_inexact(root: Any) -> None:
+    """Refuse integers that the library, which reads numbers as doubles, would round silently."""
+    left = [root]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, int) and abs(value) > LARGEST_EXACT:
+            message = (
+                f"its number {str(value)[:40]} is beyond {LARGEST_EXACT}, and would be rounded"
+            )
+            raise GrammarError(message)
 
 
 def _structural_tag(value: Any, special_texts: tuple[str, ...]) -> str:
@@ -85,6 +106,7 @@ def _structural_tag(value: Any, special_texts: tuple[str, ...]) -> str:
             message = f"no trigger begins {json.dumps(begin)}"
             raise GrammarError(message)
         schema = structure.get("schema", {})
+        _refuse_inexact(schema)
         tags.append(StructTag(trigger=trigger, begin=begin, grammar=schema, end=structure["end"]))
     return StructTag.to_grammar(
         tags, assume_special=any(each in special_texts for each in triggers)

@@ -124,6 +124,7 @@ def test_a_token_that_is_not_allowed_fails_its_state_alone() -> None:
         ("json_schema", '{"x-guidance": {"lenient": true}, "uniqueItems": true}'),
         ("json_schema", '{"$ref": "#/nowhere"}'),
         ("json_schema", "false"),
+        ("json_schema", '{"enum": [1, {"a": [9007199254740993]}]}'),
         ("json_schema", "[" * 5000),
         ("choice", "7"),
         ("structural_tag", '{"triggers": ["a"], "structures": [{"begin": "b", "end": ""}]}'),
