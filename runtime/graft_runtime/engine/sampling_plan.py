@@ -6,7 +6,7 @@ all rows, C distinct tokens of the contexts of all penalised rows, G rows that f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.token_rules import TokenRules, as_values
 from graft_runtime.ipc.messages import Sampling
-from graft_runtime.sampling.batch import Edits, IntArray, SamplingBatch, TokenMasks
+from graft_runtime.sampling.batch import Edits, IntArray, SamplingBatch, TokenMasks, WatermarkedRow
 
 
 def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
@@ -39,7 +39,15 @@ def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
         is_processed_S=column(lambda one: one.processed_logprobs, np.bool_),
         edits=_edits(requests),
         masks=_masks(requests),
+        watermarked=tuple(_watermarked(requests)),
     )
+
+
+def _watermarked(requests: Sequence[Request]) -> Iterator[WatermarkedRow]:
+    for row, request in enumerate(requests):
+        mark = request.sampling.watermark
+        if mark is not None:
+            yield WatermarkedRow(row, mark, tuple(request.tokens[-mark.context_width :]))
 
 
 def _masks(requests: Sequence[Request]) -> TokenMasks | None:

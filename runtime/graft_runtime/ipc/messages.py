@@ -11,6 +11,20 @@ from typing import Literal
 import msgspec
 
 
+class Watermark(msgspec.Struct, frozen=True, kw_only=True):
+    """How an output is marked; names and defaults are those of transformers' configuration."""
+
+    greenlist_ratio: float = 0.25
+    """Part of the vocabulary that is preferred, between 0 and 1."""
+    bias: float = 2.0
+    """Added to the logits of what is preferred."""
+    hashing_key: int = 15485863
+    """Who knows it can detect the mark."""
+    seeding_scheme: Literal["lefthash", "selfhash"] = "lefthash"
+    context_width: int = 1
+    """Tokens from which a list is derived."""
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How one request's tokens are chosen. Validated by the surface that built it."""
 
@@ -54,6 +68,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """As ``top_logprobs`` for each token of the prompt but the first; None returns nothing."""
     grammar: str | None = None
     """Text of the grammar that the output follows; checked by `graft_runtime.sampling`."""
+    watermark: Watermark | None = None
 
     @property
     def penalises(self) -> bool:

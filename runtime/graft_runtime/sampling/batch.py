@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from graft_runtime.ipc.messages import Watermark
+
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
@@ -58,6 +60,17 @@ class TokenMasks:
 
 
 @dataclass(frozen=True)
+class WatermarkedRow:
+    """A row whose token carries a watermark."""
+
+    row: int
+    """Index into S."""
+    watermark: Watermark
+    context: tuple[int, ...]
+    """The last tokens before it, as many as the watermark asks for if there are so many."""
+
+
+@dataclass(frozen=True)
 class SamplingBatch:
     """Parameters of each row."""
 
@@ -84,3 +97,5 @@ class SamplingBatch:
     """Whether log probabilities are those of the distribution that is drawn from."""
     edits: Edits | None
     masks: TokenMasks | None = None
+    watermarked: tuple[WatermarkedRow, ...] = ()
+    """In the order of their rows."""

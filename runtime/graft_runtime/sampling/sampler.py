@@ -22,6 +22,7 @@ from graft_runtime.sampling.masks import apply_masks
 from graft_runtime.sampling.penalties import apply_edits
 from graft_runtime.sampling.philox import uniforms
 from graft_runtime.sampling.processors import keep_min_p, keep_top_k, keep_top_p, keep_typical
+from graft_runtime.sampling.watermark import apply_watermarks
 
 NOT_FINITE = -1
 """Stands in for the token of a row whose logits hold NaN or infinity."""
@@ -76,22 +77,31 @@ def _processed_rows(batch: SamplingBatch) -> Rows:
     rows: Rows = np.flatnonzero(batch.temperature_S > 0)
     if batch.edits is not None:
         rows = np.union1d(rows, batch.edits.rows())
-    return rows if batch.masks is None else np.union1d(rows, batch.masks.rows_G)
+    if batch.masks is not None:
+        rows = np.union1d(rows, batch.masks.rows_G)
+    if batch.watermarked:
+        rows = np.union1d(rows, np.array([one.row for one in batch.watermarked]))
+    return rows
 
 
 def _choose(scores_nV: Tensor, batch: SamplingBatch, rows: Rows) -> Tensor:
     """Return the rows' tokens, and leave in ``scores_nV`` what they were chosen from."""
     drawn = np.flatnonzero(batch.temperature_S[rows] > 0)
+    drawn_d = torch.from_numpy(drawn).to(scores_nV.device)
+    every = len(drawn) == len(rows)
+    if len(drawn):
+        kept_dV = _narrow(scores_nV if every else scores_nV[drawn_d], batch, rows[drawn])
+        scores_nV[drawn_d] = kept_dV
+    if batch.watermarked:
+        apply_watermarks(scores_nV, batch.watermarked, rows)
     if not len(drawn):
         return scores_nV.argmax(dim=-1)
-    every = len(drawn) == len(rows)
-    drawn_d = torch.from_numpy(drawn).to(scores_nV.device)
-    scores_dV = _narrow(scores_nV if every else scores_nV[drawn_d], batch, rows[drawn])
-    scores_nV[drawn_d] = scores_dV
-    tokens_n = torch.zeros_like(scores_nV[:, 0], dtype=torch.int64)
-    if not every:
-        tokens_n = scores_nV.argmax(dim=-1)
-    tokens_n[drawn_d] = _draw(scores_dV, batch, rows[drawn])
+    scores_dV = scores_nV if every else scores_nV[drawn_d]
+    tokens_d = _draw(scores_dV, batch, rows[drawn])
+    if every:
+        return tokens_d
+    tokens_n = scores_nV.argmax(dim=-1)
+    tokens_n[drawn_d] = tokens_d
     return tokens_n
 
 

@@ -27,12 +27,12 @@ from graft_runtime.server.fields import (
 )
 from graft_runtime.server.prompts import draw_seed
 from graft_runtime.server.structured import Form, response_form
+from graft_runtime.server.watermarks import WatermarkField
 
 MAX_TOP_TOKENS: Final = 5
 """TGI's own default."""
 
 UNSUPPORTED_PARAMETERS: Final[Unsupported] = {
-    "watermark": (False,),
     "adapter_source": (),
     "adapter_parameters": (),
     "merged_adapters": (),
@@ -67,6 +67,7 @@ class Parameters(Fields):
     truncate: PositiveInt | None = None
     adapter_id: ModelName | None = None
     ignore_eos_token: bool = False
+    watermark: WatermarkField = None
     grammar: dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
 
@@ -186,6 +187,7 @@ class Parameters(Fields):
             top_logprobs=max(self.top_n_tokens, self.return_k_alternatives),
             processed_logprobs=True,
             prompt_logprobs=0 if self.decoder_input_details else None,
+            watermark=None if self.watermark is None else self.watermark.told(),
         )
 
 

@@ -171,7 +171,7 @@ async def test_truncation_keeps_the_end(
     [
         ("best_of", 9),
         ("best_of", 0),
-        ("watermark", True),
+        ("watermark", "yes"),
         ("grammar", "a+"),
         ("top_n_tokens", 6),
         ("typical_p", 0),

@@ -35,6 +35,7 @@ from graft_runtime.server.fields import (
 from graft_runtime.server.openai.token_fields import bad_word_ids, check_bad_words, check_bias
 from graft_runtime.server.prompts import draw_seed
 from graft_runtime.server.structured import Form, openai_form
+from graft_runtime.server.watermarks import WatermarkField
 from graft_runtime.text.tokenizer import Tokenizer
 
 UNSUPPORTED: Final[Unsupported] = {
@@ -53,7 +54,6 @@ UNSUPPORTED: Final[Unsupported] = {
     "kv_transfer_params": (),
     "vllm_xargs": (),
     "repetition_detection": (),
-    "watermarking": (False,),
 }
 """Of OpenAI and of vLLM; what a value in brackets asks for happens anyway."""
 MAX_SALT_CHARS: Final = 256
@@ -101,6 +101,7 @@ class SamplingFields(Fields):
     include_stop_str_in_output: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    watermarking: WatermarkField = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: Any = None
@@ -231,6 +232,7 @@ class SamplingFields(Fields):
             logprobs=top_logprobs is not None,
             top_logprobs=top_logprobs or 0,
             prompt_logprobs=max(wanted, default=None),
+            watermark=None if self.watermarking is None else self.watermarking.told(),
         )
 
     def _check_tokens(self, tokenizer: Tokenizer, max_tokens: int) -> None:
