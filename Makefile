@@ -19,7 +19,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --univ
 	--generate-hashes --no-emit-index-url $(if $(UPGRADE),--upgrade)
 
 .DELETE_ON_ERROR:
-.PHONY: help check setup demo test test-slow test-gpu lint fmt type imports generate verify lock clean
+.PHONY: help check setup demo test test-slow test-gpu conformance lint fmt type imports generate verify lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test: setup  ## the fast tests (PYTEST_ARGS=... adds arguments)
 
 test-slow: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+conformance: setup  ## the real clients, from the package index, against a live pod (CLIENTS="openai ..." picks some)
+	@$(BIN)/python -m conformance $(CLIENTS)
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
