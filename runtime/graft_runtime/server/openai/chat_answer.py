@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from graft_protocol import __version__
 from graft_runtime.ipc.messages import TokenScore
 from graft_runtime.server.backend import Target
 from graft_runtime.server.choices import generate_groups
@@ -82,6 +83,7 @@ async def whole(frontend: Frontend, exchange: Exchange, call: ChatCall) -> dict[
             scores = scores if piece.prompt_scores is None else piece.prompt_scores
     body = {
         **call.envelope("chat.completion"),
+        "system_fingerprint": f"graft-{__version__}",  # TGI's client needs one
         "choices": [_whole_choice(call, index, choice) for index, choice in enumerate(choices)],
         "usage": usage.to_json(),
     }
