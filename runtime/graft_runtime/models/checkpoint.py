@@ -5,22 +5,25 @@ Knows names, shapes and dtypes, not what the tensors are for; `models/weights.py
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
 from graft_runtime.models.hf_config import read_json_object
+from graft_runtime.models.safetensors_file import (
+    DTYPES,
+    PIECE_BYTES,
+    SafetensorsFile,
+    StoredTensor,
+)
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_DTYPES = {"F32": 4, "BF16": 2, "F16": 2}
-"""Readable dtypes and their bytes. Anything else is a quantisation that we do not undo."""
 _MAX_INDEX_BYTES = 64 << 20
 
 
@@ -28,12 +31,14 @@ class Checkpoint:
     """The open files of one checkpoint. Use as a context manager."""
 
     def __init__(self, model_dir: Path) -> None:
-        self._files: dict[str, Any] = {}
-        self._file_of: dict[str, str] = {}
+        self._files: list[SafetensorsFile] = []
+        self._place_of: dict[str, tuple[SafetensorsFile, StoredTensor]] = {}
         self._read: set[str] = set()
         for name in _file_names(model_dir):
-            self._open(model_dir, name)
-        self.num_bytes = sum(self._bytes(name) for name in self._file_of)
+            self._open(model_dir / name)
+        self.num_bytes = sum(stored.num_bytes for _, stored in self._place_of.values())
+        largest = max((one.num_bytes for _, one in self._place_of.values()), default=0)
+        self._staging = torch.empty(min(PIECE_BYTES, largest), dtype=torch.uint8)
 
     def __enter__(self) -> Self:
         return self
@@ -44,59 +49,46 @@ class Checkpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for file in self._files.values():
-            file.__exit__(kind, error, trace)
+        for file in self._files:
+            file.close()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self._place_of
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Return a tensor as a view of its file, valid while the checkpoint is open.
+    def read(self, name: str, out: Tensor) -> None:
+        """Copy a tensor to where it is to be: ``out`` says shape, dtype and device.
 
         Raises:
             ReasonedError: Absent, of another shape, or in a dtype that is not read.
         """
-        if name not in self._file_of:
+        if name not in self._place_of:
             raise ReasonedError(Reason.MALFORMED_ARTIFACT, f"the checkpoint lacks {name!r}")
-        part = self._slice(name)
-        if tuple(part.get_shape()) != shape:
-            message = f"{name!r} has shape {part.get_shape()}, the config says {list(shape)}"
+        file, stored = self._place_of[name]
+        if stored.shape != tuple(out.shape):
+            message = f"{name!r} has shape {list(stored.shape)}, the config says {list(out.shape)}"
             raise ReasonedError(Reason.SHAPE_MISMATCH, message)
-        if part.get_dtype() not in _DTYPES:
-            message = f"{name!r} has dtype {part.get_dtype()}; read are {', '.join(_DTYPES)}"
+        if stored.dtype not in DTYPES:
+            message = f"{name!r} has dtype {stored.dtype}; read are {', '.join(DTYPES)}"
             raise ReasonedError(Reason.UNSUPPORTED_DTYPE, message)
         self._read.add(name)
-        tensor: Tensor = self._files[self._file_of[name]].get_tensor(name)
-        return tensor
+        file.copy(stored, out, self._staging)
 
     def bytes_read(self) -> int:
         """Return how much of `num_bytes` has been read."""
-        return sum(self._bytes(name) for name in self._read)
+        return sum(self._place_of[name][1].num_bytes for name in self._read)
 
     def unread(self) -> list[str]:
         """Return the tensors that nobody asked for."""
-        return sorted(self._file_of.keys() - self._read)
+        return sorted(self._place_of.keys() - self._read)
 
-    def _open(self, model_dir: Path, name: str) -> None:
-        try:
-            file: Any = safe_open(model_dir / name, framework="pt")
-        except (SafetensorError, OSError) as error:
-            message = f"{name} cannot be read as safetensors: {error}"
-            raise ReasonedError(Reason.MALFORMED_ARTIFACT, message) from error
-        self._files[name] = file.__enter__()
-        for tensor in file.keys():  # noqa: SIM118 - not a dict
-            if tensor in self._file_of:
-                message = f"{tensor!r} is in {self._file_of[tensor]} and in {name}"
+    def _open(self, path: Path) -> None:
+        file = SafetensorsFile(path)
+        self._files.append(file)
+        for name, stored in file.tensors.items():
+            if name in self._place_of:
+                message = f"{name!r} is in two files, of which {path.name} is one"
                 raise ReasonedError(Reason.MALFORMED_ARTIFACT, message)
-            self._file_of[tensor] = name
-
-    def _slice(self, name: str) -> Any:
-        return self._files[self._file_of[name]].get_slice(name)
-
-    def _bytes(self, name: str) -> int:
-        part = self._slice(name)
-        shape: list[int] = part.get_shape()
-        return math.prod(shape) * _DTYPES.get(part.get_dtype(), 1)
+            self._place_of[name] = (file, stored)
 
 
 def _file_names(model_dir: Path) -> list[str]:

@@ -183,7 +183,11 @@ def load_foreign_model(
         if report.get(what):
             name = min(str(key) for key in report[what])
             raise ReasonedError(reason, f"the checkpoint has {what.replace('_', ' ')}: {name!r}")
-    return model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False).to(device)
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.device.type == "cpu":
+            weight.data = weight.data.clone()  # it may be a view of the file
+    return model
 
 
 def own_logits(

@@ -109,7 +109,7 @@ class _Loader:
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Read one tensor."""
-        return self._fuse([self._checkpoint.read(name, shape)])
+        return self._fuse([(name, shape)])
 
     def norm(self, name: str, width: int) -> RmsNorm:
         """Read a normalisation."""
@@ -117,8 +117,7 @@ class _Loader:
         if not self._arch.unit_offset_norms:
             return RmsNorm(self.tensor(name, (width,)), eps)
         # One plus a small number needs more digits than a small dtype has.
-        weight_H = self._checkpoint.read(name, (width,)).float() + 1.0
-        return RmsNorm(weight_H.to(self._device), eps)
+        return RmsNorm(self._fuse([(name, (width,))], torch.float32).add_(1.0), eps)
 
     def layer(self, index: int) -> DecoderLayer:
         """Read one layer."""
@@ -176,35 +175,35 @@ class _Loader:
         )
 
     def _expert(self, path: str, moe: MoeSpec) -> Expert:
-        read = self._checkpoint.read
         gate, up, down = (f"{path}.{name}.weight" for name in moe.expert_names)
         inner = (moe.expert_size, self._arch.hidden_size)
         return Expert(
-            Linear(self._fuse([read(gate, inner), read(up, inner)])),
+            Linear(self._fuse([(gate, inner), (up, inner)])),
             Linear(self.tensor(down, (inner[1], inner[0]))),
         )
 
     def _linear(self, layer: int, group: LoraGroup, *, has_bias: bool) -> AdaptedLinear:
-        read = self._checkpoint.read
         paths = [
             (self._arch.module_path(layer, part.module), part.out_features) for part in group.slices
         ]
         weight_OI = self._fuse(
-            [read(f"{path}.weight", (width, group.in_features)) for path, width in paths]
+            [(f"{path}.weight", (width, group.in_features)) for path, width in paths]
         )
-        biases = [read(f"{path}.bias", (width,)) for path, width in paths if has_bias]
+        biases = [(f"{path}.bias", (width,)) for path, width in paths if has_bias]
         linear = Linear(weight_OI, self._fuse(biases) if has_bias else None)
         return self._adapted(layer, group, linear)
 
-    def _fuse(self, parts: Sequence[Tensor]) -> Tensor:
-        """Copy views of the file below one another, in the serving dtype, onto the device."""
-        rows = sum(part.shape[0] for part in parts)
-        shape = (rows, *parts[0].shape[1:])
-        fused = torch.empty(shape, dtype=self._dtype, device=self._device)
+    def _fuse(
+        self, parts: Sequence[tuple[str, tuple[int, ...]]], dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Read tensors below one another, straight to their place on the device."""
+        rows = sum(shape[0] for _, shape in parts)
+        shape = (rows, *parts[0][1][1:])
+        fused = torch.empty(shape, dtype=dtype or self._dtype, device=self._device)
         start = 0
-        for part in parts:
-            fused[start : start + part.shape[0]].copy_(part)
-            start += part.shape[0]
+        for name, (height, *_) in parts:
+            self._checkpoint.read(name, fused[start : start + height])
+            start += height
         return fused
 
     def _adapted(self, layer: int | None, group: LoraGroup, linear: Linear) -> AdaptedLinear:

@@ -58,6 +58,12 @@ def foreign(folder: Path) -> ForeignArch:
     return arch
 
 
+def logits(model: Model, tokens: list[int]) -> Tensor:
+    packer = Packer(num_blocks=KV.num_blocks, block_size=KV.block_size, scatter=None)
+    with torch.inference_mode():
+        return model.forward(packer.batch([(packer.sequence(tokens), len(tokens))]))
+
+
 def edit(folder: Path, **fields: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -206,15 +212,21 @@ def test_progress_reaches_the_size_of_the_files(tmp_path: Path) -> None:
     assert steps == [(0, size), (size, size)]
 
 
+def test_the_model_outlives_its_files(tmp_path: Path) -> None:
+    folder = make_model("olmo2", tmp_path, seed=1)
+    model = load(folder)
+    before = logits(model, [1, 2, 3])
+    path = folder / "model.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(logits(model, [1, 2, 3]), before)
+
+
 def test_half_precision_is_as_near_to_the_truth_as_transformers(tmp_path: Path) -> None:
     folder = make_model("olmo2", tmp_path, seed=3, dtype="bfloat16")
     tokens = list(range(40, 100))
     exact = load_reference(folder, torch.float64)(torch.tensor([tokens])).logits[0].detach()
     theirs = load_reference(folder, torch.bfloat16)(torch.tensor([tokens])).logits[0].detach()
-    packer = Packer(num_blocks=KV.num_blocks, block_size=KV.block_size, scatter=None)
-    with torch.inference_mode():
-        model = load(folder, dtype=torch.bfloat16)
-        ours = model.forward(packer.batch([(packer.sequence(tokens), len(tokens))]))
+    ours = logits(load(folder, dtype=torch.bfloat16), tokens)
 
     def error(of: Tensor) -> float:
         return float((of.double() - exact).pow(2).mean().sqrt())

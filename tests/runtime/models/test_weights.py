@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
+from graft_runtime.layers.attention.base import KvLayout
 from graft_runtime.models.arch import load_arch
 from graft_runtime.models.decoder import Decoder
 from graft_runtime.models.weights import load_decoder
 from tests.support.decoding import CPU, KV
 from tests.support.packing import Packer
+from tests.support.tensor_memory import TensorMemory
 from tests.support.tiny_models import load_reference, make_llama, make_model
 
 
@@ -66,6 +69,61 @@ def test_progress_grows_to_all_bytes_of_the_files_tensors(tmp_path: Path) -> Non
     assert steps[-1] == (total, total)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     assert len(steps) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_loading_takes_no_more_memory_than_the_weights_and_a_piece(
+    tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_llama(tmp_path, seed=1, max_shard_size="100KB")
+    monkeypatch.setattr("graft_runtime.models.checkpoint.PIECE_BYTES", 4096)
+    shards = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    held: list[int] = []
+
+    def look(_done: int, _total: int) -> None:
+        held.append(memory.live_bytes)
+        assert ".safetensors" not in Path("/proc/self/maps").read_text(), "a file is mapped"
+
+    with TensorMemory() as memory:
+        decoder = load_decoder(
+            folder,
+            load_arch(folder),
+            dtype=dtype,
+            device=CPU,
+            kv=KvLayout(1, 1),
+            lora=None,
+            on_progress=look,
+        )
+    weights = sum(
+        math.prod(tensor.shape) * dtype.itemsize
+        for shard in folder.glob("*.safetensors")
+        for tensor in load_file(shard).values()
+    )
+    assert len(shards) > 2
+    assert held[-1] >= 0.95 * weights, "the count misses what is held"
+    assert memory.peak_bytes <= 1.02 * weights + max(shards)
+    assert len(decoder.layers) == len(held) - 1
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path, seed=1)
+    path = folder / "model.safetensors"
+
+    def shrink(_done: int, _total: int) -> None:
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+
+    with pytest.raises(ReasonedError, match="shorter") as caught:
+        load_decoder(
+            folder,
+            load_arch(folder),
+            dtype=torch.float32,
+            device=CPU,
+            kv=KV,
+            lora=None,
+            on_progress=shrink,
+        )
+    assert caught.value.reason is Reason.MALFORMED_ARTIFACT
 
 
 def test_the_model_outlives_its_files(tmp_path: Path) -> None:
