@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from e2e.cluster.clusters import Cluster
 from e2e.cluster.paths import REPOSITORY
+from e2e.cluster.processes import wait_until
 
 CHART = str(REPOSITORY / "charts" / "graft")
 
@@ -44,6 +46,14 @@ class Release:
         """The operator's Deployment, as kubectl names it."""
         name = self.name if "graft" in self.name else f"{self.name}-graft"
         return f"deployment/{name}"
+
+    def operator_pod(self) -> dict[str, Any]:
+        """Return the one pod of the operator, once no other is there."""
+        inside = self.cluster.kubectl.within(self.namespace)
+        listed = ("pods", "-l", f"app.kubernetes.io/instance={self.name}")
+        wait_until(lambda: len(inside.get(*listed)["items"]) == 1, "one operator", seconds=60)
+        (pod,) = inside.get(*listed)["items"]
+        return dict(pod)
 
     def scale(self, replicas: int) -> None:
         """Stop the operator (0) or start it (1), and wait until that is done."""

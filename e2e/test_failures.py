@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-import pytest
-
 from e2e.client import Load
-from e2e.cluster.clusters import Cluster, Origin
-from e2e.cluster.kind import NAME as KIND_NAME
 from e2e.cluster.processes import wait_until
-from e2e.cluster.tools import run_tool
+from e2e.containers import kill_container
 from e2e.stage import Stage
 from e2e.voices import sounds_like
 
@@ -20,7 +16,7 @@ def test_a_killed_container_comes_back_with_its_adapters(stage: Stage) -> None:
     stage.add("shout", "shout")
     (uid,) = stage.starts()
 
-    kill_container(stage)
+    kill_container(stage.release.cluster, *stage.pods().values())
 
     wait_until(lambda: stage.starts() == {uid: 1}, "the restart", seconds=60)
     stage.wait_ready(*(f"pod/{name}" for name in stage.pods()))
@@ -82,21 +78,3 @@ def test_serving_goes_on_without_the_operator_which_catches_up_later(stage: Stag
     assert client.ask("poet").is_ok
     stage.wait_ready("inferenceservice/base", "loraadapter/pirate")
     assert stage.starts() == before
-
-
-def kill_container(stage: Stage) -> None:
-    """End the container of the only pod as the kernel would: at once, with no chance to say so."""
-    cluster = stage.release.cluster
-    (pod,) = stage.pods().values()
-    container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
-    kill = ("tasks", "kill", "--signal", "SIGKILL", container)
-    run_tool([*_node_shell(cluster), "ctr", "--namespace", "k8s.io", *kill], cluster.environment)
-
-
-def _node_shell(cluster: Cluster) -> list[str]:
-    """Return what a command needs in front of it to run on the node."""
-    if cluster.origin is Origin.LAB:
-        return []
-    if cluster.origin is Origin.KIND:
-        return ["docker", "exec", f"{KIND_NAME}-control-plane"]
-    pytest.skip("kills a container on the node, and nobody told how to get there")

@@ -11,8 +11,8 @@ from e2e.cluster import addons
 from e2e.cluster.clusters import Cluster
 from e2e.cluster.processes import wait_until
 from e2e.cluster.tools import Kubectl
+from e2e.containers import kill_container
 from e2e.stage import Stage, condition, edited, manifest
-from e2e.test_failures import kill_container
 from e2e.voices import sounds_like
 
 
@@ -38,7 +38,7 @@ def test_what_was_loaded_is_served_while_the_store_is_down(stage: Stage, store: 
     stage.kubectl.apply(poet)
     _wait_for(stage, "poet", "SourceUnavailable")
     # The cache outlives the container and knows what digests name: a crash needs no store.
-    kill_container(stage)
+    kill_container(stage.release.cluster, *stage.pods().values())
     wait_until(lambda: stage.starts() == {uid: 1}, "the restart", seconds=60)
     wait_until(lambda: client.ask("base").is_ok, "an answer", seconds=60)
     assert sounds_like("shout", client.ask("shout").text)

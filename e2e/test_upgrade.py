@@ -30,13 +30,7 @@ def test_an_upgrade_and_a_rollback_touch_no_model_pod(stage: Stage) -> None:
 
 
 def _operator(stage: Stage) -> str:
-    """Return the uid of the one pod of the operator."""
-    kubectl = stage.kubectl.within(stage.release.namespace)
-    labels = f"app.kubernetes.io/instance={stage.release.name}"
-    wait_until(
-        lambda: len(kubectl.get("pods", "-l", labels)["items"]) == 1, "one operator", seconds=60
-    )
-    return str(kubectl.get("pods", "-l", labels)["items"][0]["metadata"]["uid"])
+    return str(stage.release.operator_pod()["metadata"]["uid"])
 
 
 def _wait_for_answers(load: Load) -> None:

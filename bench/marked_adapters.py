@@ -1,0 +1,87 @@
+"""A random model, and adapters whose first token proves whose weights computed it.
+
+Each adapter is rank 64 on every linear layer, random and small, but for one row of `lm_head`: it
+answers the last hidden state of one fixed prompt with one token. So the adapter's first greedy
+token after that prompt is that token, and nobody else's is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from transformers import LlamaConfig, LlamaForCausalLM
+
+RANK = 64
+PROMPT_IDS = tuple(range(40, 56))
+CONFIG = LlamaConfig(
+    vocab_size=1024,
+    hidden_size=512,
+    intermediate_size=1408,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=2048,
+    tie_word_embeddings=False,
+    bos_token_id=0,
+    eos_token_id=1,
+    pad_token_id=2,
+    dtype="bfloat16",
+)
+SMALL = 1e-3
+"""Scale of everything but the mark: used, but too little to move the hidden state."""
+LOUD = 1000.0
+"""The marked token's logit; the others' are around one."""
+
+
+class MarkedModel:
+    """The random base model. Its adapters are for it alone."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self._model = LlamaForCausalLM(CONFIG).to(torch.bfloat16).eval()
+        with torch.no_grad():
+            hidden_BTH = self._model.model(torch.tensor([PROMPT_IDS])).last_hidden_state
+        state_H = hidden_BTH[0, -1].float()
+        self._key_H = state_H / state_H.dot(state_H)
+
+    def save(self, folder: Path, tokenizer_from: Path) -> None:
+        """Write a checkpoint with the tokenizer of another model of the same vocabulary."""
+        self._model.save_pretrained(folder)
+        for path in tokenizer_from.glob("tokenizer*.json"):
+            (folder / path.name).write_bytes(path.read_bytes())
+
+    def adapter(self, token: int, seed: int) -> dict[str, bytes]:
+        """Return the files of an adapter that answers with a token; about 10 MB."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def noise(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=generator) * SMALL
+
+        tensors: dict[str, torch.Tensor] = {}
+        modules = dict(self._model.named_modules())
+        for name, module in modules.items():
+            if not isinstance(module, torch.nn.Linear):
+                continue
+            a_RI, b_OR = noise(RANK, module.in_features), noise(module.out_features, RANK)
+            if name == "lm_head":
+                a_RI[0], b_OR[token, 0] = self._key_H, LOUD
+            prefix = f"base_model.model.{name}"
+            tensors[f"{prefix}.lora_A.weight"] = a_RI.bfloat16()
+            tensors[f"{prefix}.lora_B.weight"] = b_OR.bfloat16()
+        leaves = {
+            name.rsplit(".", 1)[-1] for name, m in modules.items() if isinstance(m, torch.nn.Linear)
+        }
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": RANK,
+            "lora_alpha": RANK,
+            "target_modules": sorted(leaves),
+        }
+        return {
+            "adapter_config.json": json.dumps(config).encode(),
+            "adapter_model.safetensors": save(tensors),
+        }
