@@ -19,10 +19,10 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --univ
 	--generate-hashes --no-emit-index-url $(if $(UPGRADE),--upgrade)
 
 .DELETE_ON_ERROR:
-.PHONY: help check setup demo test test-slow test-gpu conformance lint fmt type imports generate verify lock clean
+.PHONY: help check setup demo test test-slow test-control-plane test-gpu conformance lint fmt type imports generate verify lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check: lint type imports test  ## everything a change must pass (the default)
 
@@ -48,10 +48,14 @@ demo: setup  ## the main job on this machine, end to end (KEEP=1 leaves it runni
 	@KEEP=$(KEEP) $(BIN)/python -m examples.quickstart.demo
 
 test: setup  ## the fast tests (PYTEST_ARGS=... adds arguments)
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not control_plane" $(PYTEST_ARGS)
 
 test-slow: setup  ## the tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow and not gpu and not control_plane" $(PYTEST_ARGS)
+
+test-control-plane: setup  ## the tests that need a real API server, brought up if none is
+	$(BIN)/python -m e2e.cluster up --control-plane
+	$(BIN)/python -m pytest -m control_plane $(PYTEST_ARGS) tests/control_plane
 
 conformance: setup  ## the real clients, from the package index, against a live pod (CLIENTS="openai ..." picks some)
 	@$(BIN)/python -m conformance $(CLIENTS)

@@ -53,6 +53,10 @@ class ConflictError(ClusterError):
     """The object is not, or no longer, the one that was read."""
 
 
+class InvalidObjectError(ClusterError):
+    """The object would not be valid as it was to be written."""
+
+
 class ExpiredError(ClusterError):
     """The version at which a read began is no longer kept; the read has to begin anew."""
 

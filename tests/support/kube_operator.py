@@ -28,6 +28,8 @@ Answer = TypeVar("Answer")
 
 DEADLINE_SECONDS = 30.0
 POLL_SECONDS = 0.02
+TLS_GOODBYE_SECONDS = 0.25
+"""What aiohttp's documentation asks for before a loop is closed under its TLS connections."""
 COMMAND = "from graft_operator.cli import main; main(prog_name='graft')"
 
 
@@ -131,11 +133,16 @@ class OperatorThread:
 
     async def stop(self) -> None:
         """End it."""
-        await asyncio.to_thread(self._started.wait)
+        await asyncio.to_thread(self.halt)
+
+    def halt(self) -> None:
+        """End it, from a test without a loop."""
+        self._started.wait()
         if self._loop is not None and self._stop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended by itself
                 self._loop.call_soon_threadsafe(self._stop.set)
-        await self.ended()
+        if self._thread is not None:
+            self._thread.join(DEADLINE_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -146,7 +153,10 @@ class OperatorThread:
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._started.set()
-        await run_operator(self.settings, self._stop)
+        try:
+            await run_operator(self.settings, self._stop)
+        finally:
+            await asyncio.sleep(TLS_GOODBYE_SECONDS)
 
 
 @contextlib.asynccontextmanager

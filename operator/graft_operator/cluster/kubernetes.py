@@ -10,6 +10,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -18,7 +19,13 @@ from graft_operator.cluster.base import EventType
 from graft_operator.cluster.kubernetes_client import APPLY, MERGE, KubernetesClient, Request
 from graft_operator.cluster.kubernetes_kinds import EVENT, Kind, kind_named
 from graft_operator.constants import KIND_ADAPTER
-from graft_operator.errors import ClusterError, ConflictError, ExpiredError, NotFoundError
+from graft_operator.errors import (
+    ClusterError,
+    ConflictError,
+    ExpiredError,
+    InvalidObjectError,
+    NotFoundError,
+)
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
 from graft_operator.settings import OperatorSettings
 from graft_protocol.naming import ANNOTATION_DESIRED, FIELD_MANAGER
@@ -130,11 +137,33 @@ class KubernetesCluster:
         kind = kind_named(key.kind)
         path = kind.path(key.namespace, key.name)
         query = [_MANAGER, ("force", "true" if key in self._ours else "false")]
-        stored = await self._patch(
-            kind, Request("apply", kind.name, "PATCH", path, query, manifest, APPLY)
-        )
+        request = Request("apply", kind.name, "PATCH", path, query, manifest, APPLY)
+        try:
+            stored = await self._patch(kind, request)
+        except InvalidObjectError:
+            if key not in self._ours:
+                raise
+            stored = await self._repair(kind, request)
         self._ours.add(key)
         return stored
+
+    async def _repair(self, kind: Kind, apply: Request) -> Manifest:
+        """Apply to an object of ours of which others have made something that nothing fits to.
+
+        An apply leaves the items of lists that others own, and a Service cannot have both our port
+        and theirs of the same name. So our lists are put in whole. That makes us their owner by
+        update as well, which has to end: a field that we stop to apply would stay otherwise.
+        """
+        key = key_of(apply.body or {})
+        log.warning("%s does not take what is applied to it; replacing what others wrote", key)
+        merge = replace(apply, query=[_MANAGER], content_type=MERGE)
+        await self._client.request(merge)
+        stored = await self._client.request(apply)
+        owners = [
+            entry for entry in stored["metadata"].get("managedFields", ()) if not _is_update(entry)
+        ]
+        body = {"metadata": {"managedFields": owners}}
+        return await self._patch(kind, replace(merge, body=body))
 
     async def delete(self, key: ObjectKey, uid: str) -> None:
         """Delete the object if it still is the one with this uid; one that is gone is fine."""
@@ -211,6 +240,12 @@ class KubernetesCluster:
         while len(self._told) > REMEMBERED_EVENTS:
             del self._told[next(iter(self._told))]
         return not is_repeated
+
+
+def _is_update(entry: Mapping[str, Any]) -> bool:
+    """Whether we own fields of an object by another way than by applying them."""
+    is_ours = entry.get("manager") == FIELD_MANAGER and not entry.get("subresource")
+    return is_ours and entry.get("operation") == "Update"
 
 
 def cleaned(stored: Mapping[str, Any], kind: Kind) -> Manifest:

@@ -25,6 +25,7 @@ from graft_operator.errors import (
     ConflictError,
     ExpiredError,
     ForbiddenError,
+    InvalidObjectError,
     NotFoundError,
 )
 
@@ -40,6 +41,7 @@ _ERRORS: Final[Mapping[int, type[ClusterError]]] = {
     HTTPStatus.NOT_FOUND: NotFoundError,
     HTTPStatus.CONFLICT: ConflictError,
     HTTPStatus.GONE: ExpiredError,
+    HTTPStatus.UNPROCESSABLE_ENTITY: InvalidObjectError,
     HTTPStatus.TOO_MANY_REQUESTS: ClusterUnreachableError,
 }
 log = logging.getLogger(__name__)
