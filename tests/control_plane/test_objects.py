@@ -62,13 +62,14 @@ def test_what_others_add_stays_and_what_they_change_is_put_right(served: Tenant)
     kubectl.run("annotate", "service/tiny", "example.com/owner=team-a")
     kubectl.run("label", "deployment/tiny", "example.com/cost=1")
 
+    before = kubectl.get("service/tiny")["spec"]["ports"]
     ports = json.dumps([{"op": "replace", "path": "/spec/ports/0/port", "value": 81}])
     kubectl.run("patch", "service/tiny", "--type=json", "--patch", ports)
     kubectl.run("delete", "configmap", shard_name("shout"))
 
     until(lambda: kubectl.get("service/tiny")["spec"]["ports"][0]["port"] != 81, "the port")
     until(lambda: served.find("configmap", shard_name("shout")), "the shard")
-    assert len(kubectl.get("service/tiny")["spec"]["ports"]) == 1
+    assert kubectl.get("service/tiny")["spec"]["ports"] == before
     assert update_owners(served, "service/tiny") == []
     assert kubectl.get("service/tiny")["metadata"]["annotations"]["example.com/owner"] == "team-a"
     assert kubectl.get("deployment/tiny")["metadata"]["labels"]["example.com/cost"] == "1"

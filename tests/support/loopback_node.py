@@ -46,7 +46,7 @@ class LoopbackPod:
     async def start(self, ports: Ports) -> None:
         """Answer at the pod's own address."""
         runtime = self.runtime = FakeRuntime(PodPaths(self.root), self.key.name)
-        for port, answer in zip(ports, (runtime.public, runtime.internal), strict=True):
+        for port, answer in ((ports.http, runtime.public), (ports.internal, runtime.internal)):
             server = await asyncio.start_server(serve_with(answer), self.address, port)
             self.servers.append(server)
         self.tasks.append(asyncio.create_task(runtime.run()))
@@ -119,7 +119,7 @@ class LoopbackNode:
         ports = _ports(stored)
         if pod.version != stored["metadata"]["resourceVersion"]:
             try:
-                mount_all(stored, key.namespace, pod.root, self._lookup, ports)
+                mount_all(stored, key.namespace, pod.root, self._lookup, ports, pod.root)
             except NotFoundError:
                 return False
             pod.version = stored["metadata"]["resourceVersion"]
@@ -142,7 +142,7 @@ def _ignore(_: ObjectKey) -> None:
 
 def _ports(pod: Manifest) -> Ports:
     ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
-    return Ports(ports["http"], ports["internal"])
+    return Ports(ports["http"], ports.get("grpc", 0), ports["internal"])
 
 
 def _status(pod: Manifest, address: str, *, is_ready: bool) -> Manifest | None:
@@ -187,5 +187,6 @@ def loopback_node(kubeconfig: Path) -> Iterator[LoopbackNode]:
     try:
         yield node
     finally:
-        loop.call_soon_threadsafe(task.cancel)
+        with contextlib.suppress(RuntimeError):  # it has ended by itself, and told why
+            loop.call_soon_threadsafe(task.cancel)
         thread.join(START_SECONDS)
