@@ -3,6 +3,8 @@
 Each adapter is rank 64 on every linear layer, random and small, but for one row of `lm_head`: it
 answers the last hidden state of one fixed prompt with one token. So the adapter's first greedy
 token after that prompt is that token, and nobody else's is.
+
+Shape legend: B batch, T tokens, H hidden size, R rank, I/O features in/out.
 """
 
 from __future__ import annotations

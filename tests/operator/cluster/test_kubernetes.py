@@ -17,6 +17,7 @@ from graft_operator.errors import (
     ClusterUnreachableError,
     ConflictError,
     ForbiddenError,
+    InvalidObjectError,
     NotFoundError,
 )
 from graft_operator.resources.meta import ObjectKey, uid_of
@@ -171,7 +172,7 @@ async def test_equal_events_are_told_once_and_a_lost_one_harms_nothing(known: Kn
         (403, ForbiddenError),
         (404, NotFoundError),
         (409, ConflictError),
-        (422, ClusterError),
+        (422, InvalidObjectError),
         (500, ClusterUnreachableError),
         (503, ClusterUnreachableError),
     ],
