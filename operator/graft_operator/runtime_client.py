@@ -53,7 +53,8 @@ class RuntimeClient:
         if response.status_code != httpx.codes.OK:
             raise RuntimeUnreachableError(f"status report answered {response.status_code}")
         try:
-            status = RuntimeStatus.model_validate_json(response.content)
+            # A newer runtime may tell more than this operator knows of.
+            status = RuntimeStatus.model_validate_json(response.content, extra="ignore")
         except ValidationError as error:
             raise RuntimeUnreachableError("the status report cannot be read") from error
         return Report(status, response.headers.get("etag"))

@@ -13,7 +13,12 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from graft_protocol.base import Message
 from graft_protocol.digest import DIGEST_PATTERN, content_hash
@@ -25,6 +30,8 @@ NUM_SHARDS = 16
 and a change rewrites a sixteenth."""
 
 SERVED_NAME_MAX = 128
+_LATER_FIELDS = frozenset({"access", "tenant"})
+"""Fields of an entry that came after protocol 1."""
 
 
 class Tier(StrEnum):
@@ -33,6 +40,24 @@ class Tier(StrEnum):
     DEVICE = "Device"
     HOST = "Host"
     DISK = "Disk"
+
+
+KEY_HASH_PATTERN = r"^[0-9a-f]{64}$"
+KeyHash = Annotated[str, Field(pattern=KEY_HASH_PATTERN)]
+
+
+def key_hash(key: str) -> str:
+    """Return what stands for an API key: its SHA-256, so that no set ever holds a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class TenantLimits(Message):
+    """What the service allows the namespace that an entry comes from."""
+
+    max_concurrent_requests: Annotated[int, Field(ge=1)] | None = None
+    """Requests of all its adapters together that a pod has in flight; more get a 429."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share of a busy engine, relative to other namespaces."""
 
 
 class AdapterEntry(Message):
@@ -61,6 +86,21 @@ class AdapterEntry(Message):
     an update stays in the set until the new one is proven."""
     required_for_readiness: bool = False
     """Whether pods stay unready until this revision is available (up to the sync timeout)."""
+    access: tuple[KeyHash, ...] | None = None
+    """Hashes of the API keys that open it; None opens it to everybody, () to nobody. Since 2."""
+    tenant: TenantLimits | None = None
+    """What its namespace is allowed. Since 2."""
+
+    @property
+    def min_protocol(self) -> int:
+        """The lowest protocol whose runtimes understand this entry."""
+        return 1 if self.access is None and self.tenant is None else 2
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unused(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later fields that say nothing: runtimes from before refuse them."""
+        document: dict[str, Any] = serialise(self)
+        return {k: v for k, v in document.items() if v is not None or k not in _LATER_FIELDS}
 
     @model_validator(mode="after")
     def _revision_matches_digest(self) -> AdapterEntry:
@@ -109,7 +149,8 @@ def build_shards(entries: Iterable[AdapterEntry]) -> tuple[Shard, ...]:
 
 def _sealed(index: int, entries: list[AdapterEntry]) -> Shard:
     ordered = tuple(sorted(entries, key=lambda entry: entry.revision))
-    shard = Shard(index=index, min_protocol=1, entries=ordered)
+    min_protocol = max((entry.min_protocol for entry in ordered), default=1)
+    shard = Shard(index=index, min_protocol=min_protocol, entries=ordered)
     return shard.model_copy(update={"hash": _hash_of(shard.model_dump(mode="json", by_alias=True))})
 
 

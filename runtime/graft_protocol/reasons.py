@@ -48,6 +48,9 @@ class Reason(StrEnum):
     UPDATE_AVAILABLE = "UpdateAvailable"
     TEMPLATE_UNKNOWN = "TemplateUnknown"
     SUSPENDED = "Suspended"
+    EXPIRED = "Expired"
+    PAUSED = "Paused"
+    ROLLED_BACK = "RolledBack"
     INVALID_SPEC = "InvalidSpec"
     TARGET_NOT_FOUND = "TargetNotFound"
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a password
@@ -127,6 +130,11 @@ REASONS: dict[Reason, ReasonInfo] = {
         "The pods' template is one that this operator cannot render.", "terminal", _SERVICE
     ),
     Reason.SUSPENDED: ReasonInfo("Switched off in the spec.", "none", _TENANT),
+    Reason.EXPIRED: ReasonInfo("The time of spec.expiresAt has come.", "none", _TENANT),
+    Reason.PAUSED: ReasonInfo("A step waits for somebody to promote.", "none", _TENANT),
+    Reason.ROLLED_BACK: ReasonInfo(
+        "A new version failed too often; the one before it serves.", "terminal", _TENANT
+    ),
     Reason.INVALID_SPEC: ReasonInfo("The manifest cannot work as written.", "terminal", _TENANT),
     Reason.TARGET_NOT_FOUND: ReasonInfo("No such InferenceService.", "retry", _TENANT),
     Reason.SECRET_NOT_FOUND: ReasonInfo("No such Secret, or a key is missing.", "retry", _TENANT),

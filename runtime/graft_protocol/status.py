@@ -28,6 +28,10 @@ class RevisionReport(Message):
     tier: str | None = None
     """The nearest tier that holds the weights now."""
     active_requests: int = 0
+    requests: int = 0
+    """Requests that it has ended in this pod, however they ended."""
+    errors: int = 0
+    """Those of them that failed by the server's fault."""
 
 
 class ShardReport(Message):

@@ -13,7 +13,9 @@ from graft_protocol.desired import (
     AdapterEntry,
     MalformedShardError,
     RuntimeTooOldError,
+    TenantLimits,
     build_shards,
+    key_hash,
     parse_shard,
     set_hash,
     shard_index,
@@ -100,3 +102,19 @@ def test_other_texts_are_no_revision_names(text: str) -> None:
 def test_shard_keys_sort_by_index() -> None:
     keys = [shard_key(index) for index in range(NUM_SHARDS)]
     assert keys == sorted(keys)
+
+
+def test_what_an_older_runtime_cannot_know_is_left_out_while_it_says_nothing() -> None:
+    (shard,) = [one for one in build_shards([entry()]) if one.entries]
+    assert shard.min_protocol == 1
+    (document,) = json.loads(shard.to_json())["entries"]
+    assert not document.keys() & {"access", "tenant"}
+
+
+@pytest.mark.parametrize(
+    "later", [{"access": ()}, {"access": (key_hash("a"),)}, {"tenant": TenantLimits(weight=2)}]
+)
+def test_an_entry_that_an_older_runtime_would_misread_says_so(later: dict[str, object]) -> None:
+    shard = build_shards([entry("shout", **later)])[shard_index("shout")]
+    assert shard.min_protocol == 2
+    assert parse_shard(shard.to_json()) == shard

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from graft_operator.constants import RESERVED_NAMES
+from graft_operator.plan.quota import QuotaBook
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.reasons import Reason
@@ -59,6 +60,10 @@ class AcceptContext:
     """By namespace and name: every Secret that the service and its adapters refer to."""
     holders: Mapping[str, str] = field(default_factory=dict)
     """Who is served under a name now: served name -> ``<namespace>/<name>`` of the adapter."""
+    key_problems: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """By namespace and name: why a Secret with API keys cannot be used."""
+    now: str = ""
+    """The time, as Kubernetes writes it."""
 
 
 def accept_model(service: InferenceService, context: AcceptContext) -> Verdict:
@@ -83,10 +88,15 @@ def accept_adapters(
     verdicts: dict[ObjectKey, Verdict] = {}
     taken = {service.served_name: f"the base model of {service.metadata.name}"}
     taken |= dict.fromkeys(RESERVED_NAMES, "clients as a word for the base model")
+    quota = QuotaBook(service)
     for adapter in sorted(adapters, key=lambda item: _precedence(item, context)):
         verdict = _refused(service, adapter, context) or _named(service, adapter, taken)
+        no_room = quota.refusal(adapter) if verdict.names is not None else None
+        if no_room is not None:
+            verdict = Verdict(*no_room)
         verdicts[adapter.key] = verdict
         if verdict.names is not None:
+            quota.count_in(adapter)
             owner = f"LoraAdapter {adapter.qualified_name}"
             taken |= dict.fromkeys(verdict.names.every, owner)
     return verdicts
@@ -94,7 +104,8 @@ def accept_adapters(
 
 def _precedence(adapter: LoraAdapter, context: AcceptContext) -> tuple[bool, str, str, str]:
     name = adapter.spec.served_name or adapter.metadata.name
-    holds = context.holders.get(name) == adapter.qualified_name
+    served = (name, adapter.qualified_name)
+    holds = any(context.holders.get(one) == adapter.qualified_name for one in served)
     return (
         not holds,
         adapter.metadata.creation_timestamp,
@@ -119,13 +130,31 @@ def _refused(
             "servedName and aliases are for adapters in the service's namespace; this one is "
             f"served as {adapter.qualified_name}",
         )
+    expires_at = adapter.spec.expires_at
+    if expires_at is not None and expires_at <= context.now:
+        return Verdict(Reason.EXPIRED, f"spec.expiresAt was {expires_at}")
     misplaced = _check_place(service, adapter.spec.source.uri)
     if misplaced is not None:
         return misplaced
     ref = adapter.spec.source.credentials_secret_ref
-    if ref is None:
-        return None
-    return _check_secret(service, adapter.metadata.namespace, ref.name, context)
+    refused = _check_secret(service, adapter.metadata.namespace, ref.name, context) if ref else None
+    return refused or _check_keys(adapter, context)
+
+
+def _check_keys(adapter: LoraAdapter, context: AcceptContext) -> Verdict | None:
+    """Refuse an adapter whose keys are not all known: nobody could be told from anybody."""
+    for namespace, name in key_secrets(adapter):
+        problem = context.key_problems.get((namespace, name))
+        if problem:
+            return Verdict(Reason.SECRET_NOT_FOUND, f"Secret {namespace}/{name}: {problem}")
+    return None
+
+
+def key_secrets(adapter: LoraAdapter) -> tuple[tuple[str, str], ...]:
+    """Return namespace and name of the Secrets with an adapter's API keys."""
+    access = adapter.spec.access
+    refs = access.api_key_secret_refs if access is not None else ()
+    return tuple((adapter.metadata.namespace, ref.name) for ref in refs)
 
 
 def _check_place(service: InferenceService, uri: str) -> Verdict | None:

@@ -49,6 +49,7 @@ def adapter_status(
         _condition("Accepted", "True", Reason.ACCEPTED, verdict.message),
         _resolved(versions.wanted, pods, failures),
         loaded,
+        _progress(adapter, versions),
         _ready(versions, len(able), len(serving), loaded),
     )
     return AdapterStatus(
@@ -58,6 +59,7 @@ def adapter_status(
         served_name=verdict.names.served if able else adapter.status.served_name,
         current_revision=versions.current,
         candidate_revision=versions.candidate,
+        rejected_revision=versions.rejection,
         desired_replicas=len(serving),
         ready_replicas=len(able),
         failures=failures,
@@ -101,6 +103,7 @@ def _idle(
         conditions=conditions,
         current_revision=_at_rest(versions.current),
         candidate_revision=_at_rest(versions.candidate),
+        rejected_revision=adapter.status.rejected_revision,
     )
 
 
@@ -123,6 +126,24 @@ def _suspension(verdict: Verdict, versions: Versions) -> tuple[Condition, ...]:
     )
 
 
+def _progress(adapter: LoraAdapter, versions: Versions) -> Condition:
+    """Return how far a new version has come on its way to all requests."""
+    type_, rejection, candidate = "RolloutProgressing", versions.rejection, versions.candidate
+    if rejection is not None:
+        text = f"{rejection.id}: {rejection.message}"
+        return _condition(type_, "False", Reason(rejection.reason), text)
+    if candidate is None or versions.current is None:
+        return _condition(type_, "False", Reason.AVAILABLE if versions.current else Reason.PENDING)
+    if candidate.step is None:
+        return _condition(type_, "True", Reason.LOADING, f"{candidate.id} gets no requests yet")
+    steps = adapter.spec.rollout.steps
+    text = f"{candidate.id} gets {candidate.weight} %, step {candidate.step + 1} of {len(steps)}"
+    waits = candidate.step < len(steps) and steps[candidate.step].pause_seconds is None
+    if waits:
+        text += "; spec.rollout.promote takes it further"
+    return _condition(type_, "True", Reason.PAUSED if waits else Reason.PROGRESSING, text)
+
+
 def _able(
     adapter: LoraAdapter,
     served: str,
@@ -131,7 +152,7 @@ def _able(
     shard_hash: str,
 ) -> list[PodView]:
     """Return the pods on which a request under the adapter's name succeeds."""
-    ids = [version.id for version in versions if version is not None]
+    ids = [one.id for one in (versions.current, versions.candidate) if one is not None]
     able = [pod for pod in serving if any(pod.serves(id_) for id_ in ids)]
     if adapter.status.served_name == served:
         return able

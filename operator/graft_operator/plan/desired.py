@@ -8,30 +8,46 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 from graft_operator.plan.accept import Names, Verdict
-from graft_operator.plan.rollout import wanted_revision
+from graft_operator.plan.canary import ALL
+from graft_operator.plan.rollout import is_rejected, wanted_revision
 from graft_operator.plan.views import PodView
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.resources.status import RevisionStatus
 from graft_operator.resources.v1alpha1 import LoraAdapter
-from graft_protocol.desired import AdapterEntry, Shard, build_shards, set_hash
+from graft_protocol.desired import AdapterEntry, Shard, TenantLimits, build_shards, set_hash
 
-WEIGHT_WANTED = 100
 WEIGHT_STANDBY = 0
+
+
+class Grant(NamedTuple):
+    """What goes with an adapter besides its versions."""
+
+    access: tuple[str, ...] | None = None
+    """Hashes of the keys that open it; None is open to all."""
+    tenant: TenantLimits | None = None
+    """What its namespace is allowed."""
+
+
+OPEN = Grant()
 
 
 def desired_shards(
     adapters: Iterable[LoraAdapter],
     verdicts: Mapping[ObjectKey, Verdict],
     pods: Sequence[PodView],
+    grants: Mapping[ObjectKey, Grant] = MappingProxyType({}),
 ) -> tuple[Shard, ...]:
     """Return all shards of a service."""
     entries: list[AdapterEntry] = []
     for adapter in adapters:
         verdict = verdicts.get(adapter.key)
         if verdict is not None and verdict.names is not None:
-            entries += adapter_entries(adapter, verdict.names, pods)
+            grant = grants.get(adapter.key, OPEN)
+            entries += adapter_entries(adapter, verdict.names, pods, grant)
     return build_shards(entries)
 
 
@@ -41,16 +57,29 @@ def hash_of_set(shards: Iterable[Shard]) -> str:
 
 
 def adapter_entries(
-    adapter: LoraAdapter, names: Names, pods: Sequence[PodView]
+    adapter: LoraAdapter, names: Names, pods: Sequence[PodView], grant: Grant = OPEN
 ) -> list[AdapterEntry]:
-    """Return an accepted adapter's entries: the wanted version, and the current one as standby."""
+    """Return an accepted adapter's entries: the wanted version and the current one.
+
+    Without steps the wanted one has all requests as soon as it can serve, and the current one
+    stands by until then. With steps it is the other way round, until its share grows.
+    """
     if adapter.spec.suspend:
         return []
-    wanted = wanted_revision(adapter)
-    entries = [_entry(adapter, names, wanted, WEIGHT_WANTED, resolver_of(adapter, wanted, pods))]
-    current = adapter.status.current_revision
-    if current is not None and current.digest is not None and current.id != wanted.id:
-        entries.append(_entry(adapter, names, current, WEIGHT_STANDBY, None))
+    wanted, current = wanted_revision(adapter), adapter.status.current_revision
+    if current is None or current.digest is None or current.id == wanted.id:
+        current = None
+    elif is_rejected(adapter, wanted):
+        return [_entry(adapter, names, current, ALL, None, grant)]
+    weight = ALL
+    if current is not None and adapter.spec.rollout.steps:
+        weight = wanted.weight or WEIGHT_STANDBY
+    if adapter.spec.rollout.promote == wanted.id:
+        weight = ALL
+    resolver = resolver_of(adapter, wanted, pods)
+    entries = [_entry(adapter, names, wanted, weight, resolver, grant)]
+    if current is not None:
+        entries.append(_entry(adapter, names, current, ALL - weight, None, grant))
     return entries
 
 
@@ -71,7 +100,12 @@ def _affinity(adapter: str, pod: str) -> bytes:
 
 
 def _entry(
-    adapter: LoraAdapter, names: Names, revision: RevisionStatus, weight: int, resolver: str | None
+    adapter: LoraAdapter,
+    names: Names,
+    revision: RevisionStatus,
+    weight: int,
+    resolver: str | None,
+    grant: Grant,
 ) -> AdapterEntry:
     return AdapterEntry(
         revision=revision.id,
@@ -85,4 +119,6 @@ def _entry(
         pinned=adapter.spec.pinned,
         weight=weight,
         required_for_readiness=adapter.spec.required_for_readiness,
+        access=grant.access,
+        tenant=grant.tenant,
     )

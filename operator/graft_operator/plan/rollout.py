@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from graft_operator.plan.canary import shift
 from graft_operator.plan.views import PodView, taking_requests
 from graft_operator.resources.credentials import credential_key
-from graft_operator.resources.status import RevisionStatus
+from graft_operator.resources.status import Rejection, RevisionStatus
 from graft_operator.resources.v1alpha1 import LoraAdapter
 from graft_protocol.digest import content_hash
 from graft_protocol.revisions import pending_revision, pinned_revision
@@ -22,6 +23,8 @@ class Versions(NamedTuple):
 
     current: RevisionStatus | None
     candidate: RevisionStatus | None
+    rejection: Rejection | None = None
+    """Why the version that the spec asks for is not the wanted one."""
 
     @property
     def wanted(self) -> RevisionStatus | None:
@@ -51,18 +54,36 @@ def wanted_revision(adapter: LoraAdapter) -> RevisionStatus:
     )
 
 
-def advance(adapter: LoraAdapter, pods: Sequence[PodView]) -> Versions:
+def is_rejected(adapter: LoraAdapter, revision: RevisionStatus) -> bool:
+    """Whether a version was taken out again, and the source is still the same."""
+    rejected = adapter.status.rejected_revision
+    return rejected is not None and rejected.source_hash == revision.source_hash
+
+
+def advance(adapter: LoraAdapter, pods: Sequence[PodView], now: str = "") -> Versions:
     """Return the versions after what the pods report has been taken into account."""
+    before = adapter.status
+    if before.current_revision is not None and is_rejected(adapter, wanted_revision(adapter)):
+        serving_on = _with_facts(before.current_revision, pods)
+        return Versions(serving_on, None, before.rejected_revision)
     wanted = _with_facts(_resolved(adapter, wanted_revision(adapter), pods), pods)
     current = adapter.status.current_revision
     if current is not None and current.id != wanted.id:
         serving = taking_requests(pods)
         if serving and all(pod.serves(wanted.id) for pod in serving):
-            return Versions(wanted, None)
+            moved = shift(adapter.spec.rollout, wanted, pods, now)
+            if moved.candidate is None and moved.rejection is None:
+                return Versions(_settled(wanted), None)
+            return Versions(_with_facts(current, pods), moved.candidate, moved.rejection)
         return Versions(_with_facts(current, pods), wanted)
     if current is None and not any(pod.serves(wanted.id) for pod in taking_requests(pods)):
         return Versions(None, wanted)
-    return Versions(wanted, None)
+    return Versions(_settled(wanted), None)
+
+
+def _settled(revision: RevisionStatus) -> RevisionStatus:
+    """Forget the steps that led here."""
+    return revision.model_copy(update={"weight": None, "step": None, "step_since": None})
 
 
 def _credential_of(adapter: LoraAdapter) -> str | None:

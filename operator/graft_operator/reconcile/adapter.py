@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from graft_operator.errors import InvalidManifestError
 from graft_operator.plan.accept import Verdict
+from graft_operator.plan.canary import seconds_to_next_step
 from graft_operator.plan.conditions import adapter_status, refusal
 from graft_operator.plan.rollout import Versions, advance
 from graft_operator.reconcile.conclude import write_status
@@ -44,10 +45,11 @@ async def reconcile_adapter(world: World, key: ObjectKey) -> float | None:
     if verdict is None:
         # The service's reconcile has not seen this version yet; it brings us back.
         return None
-    status = _observed_status(world, adapter, verdict)
+    now = world.now()
+    status = _observed_status(world, adapter, verdict, now)
     if await write_status(world, manifest, adapter.status, status):
         world.enqueue(adapter.service_key)
-    return None
+    return seconds_to_next_step(adapter.spec.rollout, status.candidate_revision, now)
 
 
 def _verdict(world: World, adapter: LoraAdapter) -> Verdict | None:
@@ -67,7 +69,9 @@ def _verdict(world: World, adapter: LoraAdapter) -> Verdict | None:
     return decision.verdicts.get(adapter.key)
 
 
-def _observed_status(world: World, adapter: LoraAdapter, verdict: Verdict) -> AdapterStatus:
+def _observed_status(
+    world: World, adapter: LoraAdapter, verdict: Verdict, now: str
+) -> AdapterStatus:
     recorded = Versions(adapter.status.current_revision, adapter.status.candidate_revision)
     if verdict.names is None or adapter.spec.suspend:
         return adapter_status(adapter, verdict, recorded, (), "")
@@ -75,7 +79,7 @@ def _observed_status(world: World, adapter: LoraAdapter, verdict: Verdict) -> Ad
     pods = world.pods_of(service.namespace, label_value(service.name))
     hashes = world.decisions[service].shard_hashes
     wanted_hash = hashes[shard_index(verdict.names.served)] if hashes else ""
-    return adapter_status(adapter, verdict, advance(adapter, pods), pods, wanted_hash)
+    return adapter_status(adapter, verdict, advance(adapter, pods, now), pods, wanted_hash)
 
 
 def _invalid(manifest: Manifest, error: InvalidManifestError) -> AdapterStatus:

@@ -11,7 +11,7 @@ from graft_operator.resources.meta import Condition, Manifest, key_of, uid_of
 from graft_operator.resources.status import AdapterStatus, ServiceStatus
 from graft_protocol.reasons import REASONS, Reason
 
-_TOLD = ("Accepted", "Ready")
+_TOLD = ("Accepted", "Ready", "RolloutProgressing", "PodsScheduled", "Stalled")
 """Conditions whose turns are worth an event."""
 
 
@@ -39,7 +39,8 @@ async def write_status(
         world.enqueue(key_of(manifest))
     for condition in _turned(conditions, old.conditions):
         reason = Reason(condition.reason)
-        is_bad = REASONS[reason].retry != "none" and condition.status != "True"
+        is_good = condition.status == "True" and condition.type != "Stalled"
+        is_bad = REASONS[reason].retry != "none" and not is_good
         await world.cluster.record_event(
             stored,
             "Warning" if is_bad else "Normal",

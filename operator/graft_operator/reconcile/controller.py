@@ -17,7 +17,7 @@ from graft_operator.reconcile.adapter import reconcile_adapter
 from graft_operator.reconcile.cache import ObjectCache, service_of
 from graft_operator.reconcile.pods import Endpoint, PodPoller, ReportChange
 from graft_operator.reconcile.queue import Backoff, WorkQueue
-from graft_operator.reconcile.secrets import SecretReader
+from graft_operator.reconcile.secrets import SecretReader, as_api_keys, as_credential
 from graft_operator.reconcile.service import reconcile_service
 from graft_operator.reconcile.world import World, incarnation_of, is_ready, pod_url
 from graft_operator.render.common import label_value
@@ -58,7 +58,8 @@ class Controller:
             cluster=cluster,
             cache=self.cache,
             poller=self.poller,
-            secrets=SecretReader(cluster, secret_ttl_seconds),
+            secrets=SecretReader(cluster, secret_ttl_seconds, as_credential),
+            api_keys=SecretReader(cluster, secret_ttl_seconds, as_api_keys),
             settings=settings,
             now=timestamp,
             enqueue=self.queue.add,
@@ -156,7 +157,8 @@ class Controller:
         if service is not None:
             self.queue.add(service)
         elif key.kind == "Secret":
-            self.world.secrets.invalidate((key.namespace, key.name))
+            for reader in (self.world.secrets, self.world.api_keys):
+                reader.invalidate((key.namespace, key.name))
             for each in self.cache.keys(KIND_SERVICE):
                 self.queue.add(each)
 

@@ -15,8 +15,11 @@ from graft_operator.plan.accept import (
     Verdict,
     accept_adapters,
     accept_model,
+    key_secrets,
 )
-from graft_operator.plan.desired import desired_shards, hash_of_set
+from graft_operator.plan.canary import seconds_between
+from graft_operator.plan.desired import Grant, desired_shards, hash_of_set
+from graft_operator.plan.quota import tenant_limits
 from graft_operator.plan.replicas import replicas_expected, replicas_to_apply
 from graft_operator.plan.service_status import ServiceFacts, service_status
 from graft_operator.plan.template import TemplateChoice, choose_template
@@ -56,7 +59,9 @@ class Observed:
     adapters: tuple[LoraAdapter, ...]
     pods: tuple[PodView, ...]
     secrets: Mapping[SecretName, SecretView]
+    keys: Mapping[SecretName, SecretView]
     token: str
+    now: str
     pinned: TemplatePin | None
     """What the Deployment was rendered with, if there is one."""
     deployment: DeploymentView | None
@@ -104,7 +109,8 @@ async def reconcile_service(world: World, key: ObjectKey) -> float | None:
     plan = _plan(world, observed)
     pauses = [await _act(world, observed, plan)]
     await _conclude(world, observed, plan)
-    if observed.secrets:
+    pauses.append(_seconds_to_expiry(observed))
+    if observed.secrets or observed.keys:
         # No watch tells that one has changed, or may be read from now on.
         pauses.append(world.secrets.ttl_seconds)
     return min((pause for pause in pauses if pause is not None), default=None)
@@ -126,6 +132,7 @@ async def _observe(world: World, manifest: Manifest, service: InferenceService) 
     model_ref = service.spec.model.credentials_secret_ref
     named.append((namespace, model_ref.name) if model_ref else None)
     views = await world.secrets.read_all(name for name in named if name is not None)
+    keys = await world.api_keys.read_all(name for item in adapters for name in key_secrets(item))
     token_key = ObjectKey("Secret", namespace, token_secret_name(service))
     secret = world.cache.get(token_key) or await world.cluster.get(token_key)
     token = (read_token(secret) if secret else None) or secrets.token_urlsafe(TOKEN_BYTES)
@@ -133,7 +140,9 @@ async def _observe(world: World, manifest: Manifest, service: InferenceService) 
     stored = world.cache.get(ObjectKey("Deployment", *_child_place(service)))
     pinned = read_pin(stored, world.settings.runtime_image)
     deployed = deployment_view(stored)
-    return Observed(manifest, service, adapters, pods, views, token, pinned, deployed)
+    return Observed(
+        manifest, service, adapters, pods, views, keys, token, world.now(), pinned, deployed
+    )
 
 
 def _parsed_adapters(world: World, namespace: str, name: str) -> tuple[LoraAdapter, ...]:
@@ -163,9 +172,11 @@ def _plan(world: World, observed: Observed) -> Plan:
             for adapter in observed.adapters
             if adapter.status.served_name
         },
+        key_problems={name: view.problem for name, view in observed.keys.items()},
+        now=observed.now,
     )
     verdicts = accept_adapters(service, observed.adapters, context)
-    shards = desired_shards(observed.adapters, verdicts, observed.pods)
+    shards = desired_shards(observed.adapters, verdicts, observed.pods, _grants(observed))
     decision = Decision(
         verdicts=verdicts,
         versions={
@@ -194,6 +205,31 @@ def _plan(world: World, observed: Observed) -> Plan:
         children=children(service, ingredients),
         optional=optional_children(service),
     )
+
+
+def _grants(observed: Observed) -> dict[ObjectKey, Grant]:
+    """Return what goes with each adapter besides its versions."""
+    return {
+        adapter.key: Grant(
+            access=_key_hashes(observed, adapter),
+            tenant=tenant_limits(observed.service, adapter.metadata.namespace),
+        )
+        for adapter in observed.adapters
+    }
+
+
+def _key_hashes(observed: Observed, adapter: LoraAdapter) -> tuple[str, ...] | None:
+    if adapter.spec.access is None:
+        return None
+    views = (observed.keys[name] for name in key_secrets(adapter))
+    return tuple(sorted({hash_ for view in views for hash_ in view.key_hashes}))
+
+
+def _seconds_to_expiry(observed: Observed) -> float | None:
+    """Return when the next adapter expires."""
+    times = (adapter.spec.expires_at for adapter in observed.adapters)
+    ahead = [time for time in times if time is not None and time > observed.now]
+    return min((seconds_between(observed.now, time) for time in ahead), default=None)
 
 
 def _facts(view: SecretView) -> SecretFacts:

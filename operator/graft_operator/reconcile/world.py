@@ -79,6 +79,9 @@ class World:
     cache: ObjectCache
     poller: PodPoller
     secrets: SecretReader
+    """Of credentials."""
+    api_keys: SecretReader
+    """Of Secrets that open adapters to callers."""
     settings: ControlSettings
     now: Callable[[], str]
     """Returns the time as Kubernetes writes it."""

@@ -99,6 +99,25 @@ class RevisionStatus(Open):
     """Kinds of modules it changes."""
     ready_replicas: int = 0
     """Ready pods that can serve it."""
+    weight: int | None = None
+    """Percent of the adapter's requests that it gets, while steps lead up to all of them."""
+    step: int | None = None
+    """Which step it has come to, from 0."""
+    step_since: Text | None = None
+    """When that began."""
+
+
+class Rejection(Open):
+    """A version that was taken out again. It is not tried again before the source changes."""
+
+    id: Text
+    """Its id."""
+    source_hash: Text
+    """Names the source as the spec had it."""
+    reason: Text
+    """Why, as one word."""
+    message: Text
+    """Why, for people."""
 
 
 class Failure(Open):
@@ -120,13 +139,16 @@ class AdapterStatus(Open):
     observed_generation: int = 0
     """The generation of the spec all this was decided for."""
     conditions: Conditions = ()
-    """`Accepted`, `Resolved`, `Loaded` (the wanted revision) and `Ready` (a request succeeds)."""
+    """`Accepted`, `Resolved`, `Loaded` (the wanted revision), `RolloutProgressing` and `Ready` (a
+    request succeeds)."""
     served_name: Text = ""
     """The name requests use."""
     current_revision: RevisionStatus | None = None
     """The version that every ready pod was last seen to serve."""
     candidate_revision: RevisionStatus | None = None
     """The version on its way in; the current one serves until it is there."""
+    rejected_revision: Rejection | None = None
+    """The version that the spec asks for and that was taken out again."""
     desired_replicas: int = 0
     """Ready pods of the service."""
     ready_replicas: int = 0

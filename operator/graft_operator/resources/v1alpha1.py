@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE
+from graft_operator.resources.canary import AdapterRollout
 from graft_operator.resources.exposure import (
     DisruptionBudgetSpec,
     InferencePoolSpec,
@@ -24,6 +25,7 @@ from graft_operator.resources.placement import ResourcesSpec, SchedulingSpec
 from graft_operator.resources.rollout import RolloutSpec
 from graft_operator.resources.scaling import AutoscalingSpec
 from graft_operator.resources.status import AdapterStatus, ServiceStatus
+from graft_operator.resources.tenancy import AccessSpec, DeclaredSpec, TenantSpec
 from graft_protocol.desired import Tier
 from graft_protocol.digest import DIGEST_PATTERN
 from graft_protocol.source_rules import claim_of
@@ -37,6 +39,7 @@ URI_PATTERN = (
 URI_PREFIX_PATTERN = r"^(s3|gs|az|hf|https|pvc|file)://[^\s?#]*$"
 ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+$"
 CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+TIME_PATTERN = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z$"
 ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 NO_DOT_DOT = {
@@ -145,6 +148,8 @@ class AdaptersSpec(Closed):
     """How long a request waits for its adapter to become resident."""
     allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
     """From where adapters may attach."""
+    tenants: Annotated[tuple[TenantSpec, ...], Field(max_length=64)] = ()
+    """What the namespaces of adapters are allowed."""
     allowed_endpoints: Annotated[tuple[Endpoint, ...], Field(max_length=64)] = ()
     """Object stores and hubs, `scheme://host[:port]`, that credentials may name, and hosts of
     `https` URIs, for the model and for adapters. A credential without an endpoint needs no
@@ -281,6 +286,14 @@ class LoraAdapterSpec(Closed):
     """Hold a pod's readiness until this adapter is loaded (bounded by `syncTimeoutSeconds`)."""
     suspend: bool = False
     """Take it out of service but remember its revision."""
+    expires_at: Annotated[str, Field(pattern=TIME_PATTERN, max_length=20)] | None = None
+    """When it is taken out of service, in UTC: `2030-12-31T23:59:59Z`. The object stays."""
+    access: AccessSpec | None = None
+    """Who may use it. Left out: everybody who reaches the service."""
+    rollout: AdapterRollout = AdapterRollout()
+    """How a new version takes over."""
+    declared: DeclaredSpec | None = None
+    """What its files are said to be; refused early if that is more than is allowed."""
 
 
 class InferenceService(Closed):

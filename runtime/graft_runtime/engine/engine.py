@@ -122,6 +122,7 @@ class Engine:
             arrival=self._arrivals,
             max_length=longest,
             tenant=message.tenant,
+            tenant_weight=message.tenant_weight,
             priority=message.priority,
             salt=f"{message.tenant} {message.cache_salt}" if message.cache_salt else message.tenant,
             stop_ids=stop_ids,

@@ -28,6 +28,8 @@ class _Account:
     """Cost of what it got, divided by its weight."""
     num_requests: int = 0
     """Its requests that have not ended."""
+    weight: float = 1.0
+    """Its share, as its newest request has it."""
 
 
 @dataclass
@@ -35,13 +37,14 @@ class FairShare:
     """Counters of the tenants that have requests, and of those that had some lately."""
 
     weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    """Share of each tenant relative to the others; 1 for one that is not named."""
+    """Share of each tenant relative to the others; one that is not named has that of its newest
+    request."""
     _accounts: dict[str, _Account] = field(default_factory=dict)
     _now: float = 0.0
     """Least counter among tenants with requests when it was last looked at."""
 
-    def enter(self, tenant: str) -> None:
-        """Count a request in.
+    def enter(self, tenant: str, weight: float = 1.0) -> None:
+        """Count a request in, and note its tenant's share.
 
         A tenant that had none begins at the least counter of those that have some: it may not save
         up for later what it did not use.
@@ -52,6 +55,7 @@ class FairShare:
             account.served = max(account.served, self._now)
             self._accounts[tenant] = account
         account.num_requests += 1
+        account.weight = weight
 
     def leave(self, tenant: str) -> None:
         """Count a request out."""
@@ -59,7 +63,8 @@ class FairShare:
 
     def charge(self, tenant: str, cost: float) -> None:
         """Add to a tenant's counter what one of its requests got."""
-        self._accounts[tenant].served += cost / self.weights.get(tenant, 1.0)
+        account = self._accounts[tenant]
+        account.served += cost / self.weights.get(tenant, account.weight)
 
     def served(self, tenant: str) -> float:
         """Return the counter of a tenant that has requests."""

@@ -79,7 +79,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request. It must fit the pool when alone; the caller has checked that."""
         self._requests[request.request_id] = request
-        self._share.enter(request.tenant)
+        self._share.enter(request.tenant, request.tenant_weight)
         self._waiting.add(request)
 
     def get(self, request_id: str) -> Request | None:

@@ -93,6 +93,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Class of the request: a lower number goes first."""
     cache_salt: str = ""
     """Keys and values are shared only between requests of one tenant that have the same one."""
+    tenant_weight: float = 1.0
+    """The tenant's share relative to others."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

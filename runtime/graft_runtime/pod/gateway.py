@@ -13,7 +13,9 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from graft_protocol.config import RuntimeConfig
-from graft_protocol.status import RuntimeStatus
+from graft_protocol.desired import TenantLimits
+from graft_protocol.revisions import parse_revision
+from graft_protocol.status import RevisionReport, RuntimeStatus
 from graft_runtime.adapters.manager import AdapterManager, Revision
 from graft_runtime.adapters.routes import build_routes, unknown_model
 from graft_runtime.errors import (
@@ -23,6 +25,7 @@ from graft_runtime.errors import (
     EngineDiedError,
     InvalidRequestError,
     NotReadyError,
+    OverloadedError,
     RequestError,
 )
 from graft_runtime.ipc.messages import Abort, Sampling, Submit, ToEngine, TokenOutput
@@ -38,7 +41,10 @@ from graft_runtime.server.backend import (
     Terms,
     TokenChunk,
 )
+from graft_runtime.server.caller import may_use
 
+SERVER_FAULT = 500
+"""Lowest status of an error that is not the client's."""
 HEARTBEAT_SECONDS = 30.0
 """An engine that has been silent for longer is taken for dead by the liveness probe."""
 
@@ -78,7 +84,7 @@ class Gateway:
         return None if self._state.model is None else Path(self._state.model.path)
 
     def models(self) -> tuple[ServedModel, ...]:
-        """List the base model, then every name that serves now."""
+        """List the base model, then every name that serves now for whoever asks."""
         model = self._config.model
         base = ServedModel(
             name=model.served_name,
@@ -88,7 +94,9 @@ class Gateway:
             max_model_len=self.max_model_len or None,
             revision=None,
         )
-        routes = build_routes(one for one in self._manager.revisions() if one.serves)
+        routes = build_routes(
+            one for one in self._manager.revisions() if one.serves and may_use(one.entry.access)
+        )
         adapters = ((name, route.choose(random.random())) for name, route in sorted(routes.items()))
         return (
             base,
@@ -146,17 +154,22 @@ class Gateway:
         self.check_admission(0)
         stream = Stream(request_id, len(token_ids))
         self.streams.open(stream)
-        ended = False
+        ended = is_error = False
         try:
             revision = await self._hold(target, deadline)
+            self._check_tenant(revision)
             self.streams.send(stream, revision)
-            self._post(_submit(stream, token_ids, sampling, terms))
+            self._post(_submit(stream, token_ids, sampling, terms, self._weight(revision)))
             while not ended:
                 output = await _next_output(stream, deadline)
                 ended = output.finish_reason is not None
                 yield _chunk(output)
+        except RequestError as error:
+            is_error = error.status >= SERVER_FAULT
+            raise
         finally:
             self.streams.close(stream)
+            self.streams.count_end(stream.revision, is_error=is_error)
             if stream.sent and not ended:
                 self._post(Abort(request_id))
 
@@ -165,9 +178,17 @@ class Gateway:
         return build_status(
             self._config,
             self._state,
-            self._manager.reports(self.streams.active),
+            self._reports(),
             self._pod,
             self.restarts(),
+        )
+
+    def _reports(self) -> tuple[RevisionReport, ...]:
+        reports = self._manager.reports(self.streams.active)
+        self.streams.forget_outcomes({report.revision for report in reports})
+        return tuple(
+            report.model_copy(update=self.streams.outcomes(report.revision)._asdict())
+            for report in reports
         )
 
     def health(self) -> Health:
@@ -180,11 +201,36 @@ class Gateway:
 
     def _route(self, name: str) -> Revision:
         # Only this name's: every request comes here, and there may be thousands of adapters.
-        named = (one for one in self._manager.revisions() if one.answers_to(name))
+        named = (
+            one
+            for one in self._manager.revisions()
+            # To one who may not use it, it looks as if it were not there.
+            if one.answers_to(name) and may_use(one.entry.access)
+        )
         route = build_routes(named).get(name)
         if route is None:
             raise unknown_model(name)
         return route.choose(random.random())
+
+    def _check_tenant(self, revision: str | None) -> None:
+        """Refuse a request beyond what its adapter's namespace may have in flight."""
+        limits = self._limits(revision)
+        if revision is None or limits is None or limits.max_concurrent_requests is None:
+            return
+        tenant = parse_revision(revision).namespace
+        active = self.streams.active
+        count = sum(active[one] for one in active if parse_revision(one).namespace == tenant)
+        if count >= limits.max_concurrent_requests:
+            message = f"{limits.max_concurrent_requests} requests are in flight, which is the limit"
+            raise OverloadedError(message, retry_after_seconds=1)
+
+    def _limits(self, revision: str | None) -> TenantLimits | None:
+        known = self._manager.get(revision) if revision is not None else None
+        return known.entry.tenant if known is not None else None
+
+    def _weight(self, revision: str | None) -> float:
+        limits = self._limits(revision)
+        return 1.0 if limits is None else limits.weight
 
     async def _hold(self, target: Target, deadline: float) -> str | None:
         """Wait until the engine and the adapter can take the request; return the revision.
@@ -229,7 +275,9 @@ class Gateway:
         return revision is not None and revision.is_near
 
 
-def _submit(stream: Stream, token_ids: list[int], sampling: Sampling, terms: Terms) -> Submit:
+def _submit(
+    stream: Stream, token_ids: list[int], sampling: Sampling, terms: Terms, tenant_weight: float
+) -> Submit:
     revision = stream.revision
     return Submit(
         stream.request_id,
@@ -237,9 +285,10 @@ def _submit(stream: Stream, token_ids: list[int], sampling: Sampling, terms: Ter
         sampling,
         revision,
         # Tenants are namespaces; whoever asks for the base model is one more.
-        tenant="" if revision is None else revision.partition("/")[0],
+        tenant="" if revision is None else parse_revision(revision).namespace,
         priority=terms.priority,
         cache_salt=terms.cache_salt,
+        tenant_weight=tenant_weight,
     )
 
 

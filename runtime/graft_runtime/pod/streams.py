@@ -6,8 +6,9 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from graft_runtime.errors import OverloadedError, RequestError
 from graft_runtime.ipc.messages import TokenOutput
@@ -35,6 +36,14 @@ class Stream:
     queue: asyncio.Queue[TokenOutput | RequestError] = field(default_factory=asyncio.Queue)
 
 
+class Outcomes(NamedTuple):
+    """How a revision's requests have ended so far."""
+
+    requests: int = 0
+    errors: int = 0
+    """Those that failed by the server's fault."""
+
+
 class Streams:
     """All requests in flight, and the bounds on those that wait."""
 
@@ -59,6 +68,7 @@ class Streams:
         self._max_waiting_tokens = max_waiting_tokens
         self._streams: dict[str, Stream] = {}
         self._active: Counter[str] = Counter()
+        self._ended: dict[str, Outcomes] = {}
         self._waiting_tokens = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -70,6 +80,21 @@ class Streams:
     def active(self) -> dict[str, int]:
         """Requests in flight per revision."""
         return dict(self._active)
+
+    def outcomes(self, revision: str) -> Outcomes:
+        """Return how a revision's requests have ended."""
+        return self._ended.get(revision, Outcomes())
+
+    def count_end(self, revision: str | None, *, is_error: bool) -> None:
+        """Count a request of a revision that has ended, or that it could not even begin."""
+        if revision is not None:
+            known = self.outcomes(revision)
+            self._ended[revision] = Outcomes(known.requests + 1, known.errors + is_error)
+
+    def forget_outcomes(self, known: Collection[str]) -> None:
+        """Drop the counts of revisions that are gone."""
+        for revision in [one for one in self._ended if one not in known]:
+            del self._ended[revision]
 
     def check_room(self, prompt_chars: int = 0) -> None:
         """Refuse when the queue is full by count or by tokens.

@@ -21,6 +21,7 @@ from graft_runtime.errors import (
     SlowBodyError,
 )
 from graft_runtime.metrics import Metrics
+from graft_runtime.server.caller import set_caller
 from graft_runtime.server.context import Exchange, safe_request_id
 from graft_runtime.server.errors import (
     as_request_error,
@@ -78,6 +79,7 @@ class LimitsMiddleware:
         try:
             self._check_headers(headers)
             exchange.timeout_seconds = _timeout_seconds(headers)
+            set_caller(headers)
             await self._app(scope, self._limited(receive), answer.send)
         except ClientDisconnect:
             return  # nobody is left to answer

@@ -48,6 +48,7 @@ def test_ready_means_that_every_pod_that_takes_requests_serves_it() -> None:
         "Accepted": ("True", "Accepted"),
         "Resolved": ("True", "Resolved"),
         "Loaded": ("True", "Available"),
+        "RolloutProgressing": ("False", "Available"),
         "Ready": ("True", "Available"),
     }
     assert (status.ready_replicas, status.desired_replicas) == (2, 2)

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from graft_runtime.errors import DeadlineError, RequestError
+from graft_runtime.server.caller import set_caller
 from graft_runtime.server.context import Exchange, Frontend, safe_request_id
 from graft_runtime.server.errors import as_request_error, tgi_cause
 from graft_runtime.server.exchange import stop
@@ -39,8 +40,13 @@ def status_of(error: RequestError) -> Any:
 
 
 def open_exchange(context: Any, path: str) -> Exchange:
-    """Return the exchange of one RPC, or of one request of a stream."""
+    """Return the exchange of one RPC, or of one request of a stream; note who calls."""
     metadata = dict(context.invocation_metadata() or ())
+    set_caller(
+        (name.encode(), value.encode("latin-1", "replace"))
+        for name, value in metadata.items()
+        if isinstance(value, str)
+    )
     given = metadata.get("x-request-id", "")
     return Exchange(safe_request_id(given if isinstance(given, str) else ""), path)
 

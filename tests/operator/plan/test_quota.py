@@ -1,0 +1,138 @@
+"""What a namespace may have, who waits for room, and who comes in when there is some."""
+
+from typing import Any
+
+import pytest
+
+from graft_operator.plan.accept import AcceptContext, Verdict, accept_adapters
+from graft_operator.plan.quota import tenant_limits, tenant_spec
+from graft_operator.resources.v1alpha1 import LoraAdapter
+from graft_protocol.desired import TenantLimits
+from tests.support.objects import DIGEST_1, make_adapter, make_service
+
+ALL = {"allowedNamespaces": {"from": "All"}}
+
+
+def adapter(
+    name: str, created: int, namespace: str = "team-a", *, size: int | None = None, **spec: Any
+) -> LoraAdapter:
+    revision = {
+        "id": f"{namespace}/{name}@{'1' * 12}",
+        "digest": DIGEST_1,
+        "uri": "s3://a/b",
+        "sourceHash": "x",
+        "bytes": size,
+    }
+    status = {"currentRevision": revision} if size is not None else {}
+    time = f"2026-01-01T00:00:{created:02d}Z"
+    return make_adapter(name, namespace, created=time, status=status, **spec)
+
+
+def verdicts(
+    tenants: list[Any],
+    *adapters: LoraAdapter,
+    context: AcceptContext | None = None,
+    **spec: Any,
+) -> dict[str, Verdict]:
+    service = make_service(adapters={**ALL, "tenants": tenants, **spec})
+    found = accept_adapters(service, adapters, context or AcceptContext())
+    return {key.name: verdict for key, verdict in found.items()}
+
+
+def reasons(*args: Any, **kwargs: Any) -> dict[str, str]:
+    return {name: str(verdict.reason) for name, verdict in verdicts(*args, **kwargs).items()}
+
+
+def test_the_oldest_adapters_have_the_room_and_the_next_comes_in_when_one_goes() -> None:
+    tenants = [{"maxAdapters": 2}]
+    first, second, third = (adapter(name, at) for at, name in enumerate(("a", "b", "c")))
+    found = reasons(tenants, third, first, second)
+    assert found == {"a": "Accepted", "b": "Accepted", "c": "QuotaExceeded"}
+    assert reasons(tenants, third, second) == {"b": "Accepted", "c": "Accepted"}
+
+
+def test_who_is_served_keeps_its_room_before_who_is_older() -> None:
+    older, served = adapter("old", 1), adapter("served", 2)
+    context = AcceptContext(holders={"team-a/served": "team-a/served"})
+    found = reasons([{"maxAdapters": 1}], older, served, context=context)
+    assert found == {"old": "QuotaExceeded", "served": "Accepted"}
+
+
+def test_each_namespace_has_its_own_room() -> None:
+    tenants = [{"namespaces": ["team-a"], "maxAdapters": 0}, {"maxAdapters": 1}]
+    found = reasons(
+        tenants,
+        adapter("a", 1),
+        adapter("b", 2, "team-b"),
+        adapter("c", 3, "team-b"),
+        adapter("d", 4, "team-c"),
+    )
+    assert found == {
+        "a": "QuotaExceeded",
+        "b": "Accepted",
+        "c": "QuotaExceeded",
+        "d": "Accepted",
+    }
+
+
+def test_bytes_count_as_soon_as_they_are_known() -> None:
+    tenants = [{"maxBytes": 100}]
+    found = verdicts(tenants, adapter("a", 1, size=60), adapter("b", 2, size=50), adapter("c", 3))
+    assert {name: str(one.reason) for name, one in found.items()} == {
+        "a": "Accepted",
+        "b": "QuotaExceeded",
+        "c": "Accepted",
+    }
+    assert "110 of 100 bytes" in found["b"].message
+
+
+@pytest.mark.parametrize(
+    ("tenants", "max_rank", "expected"),
+    [
+        ([], None, "Accepted"),
+        ([], 16, "RankTooLarge"),
+        ([{"maxRank": 16}], None, "RankTooLarge"),
+        ([{"maxRank": 16}], 64, "RankTooLarge"),
+        ([{"maxRank": 64}], 32, "Accepted"),
+    ],
+)
+def test_a_declared_rank_is_refused_before_anything_is_fetched(
+    tenants: list[Any], max_rank: int | None, expected: str
+) -> None:
+    declared = adapter("a", 1, declared={"rank": 32})
+    limits = {} if max_rank is None else {"maxRank": max_rank}
+    assert reasons(tenants, declared, **limits) == {"a": expected}
+
+
+def test_a_refused_adapter_uses_nothing_up() -> None:
+    tenants = [{"maxAdapters": 1, "maxRank": 16}]
+    found = reasons(tenants, adapter("big", 1, declared={"rank": 32}), adapter("small", 2))
+    assert found == {"big": "RankTooLarge", "small": "Accepted"}
+
+
+def test_an_adapter_expires_at_its_moment() -> None:
+    one = adapter("a", 1, expiresAt="2030-01-01T00:00:00Z")
+    for now, expected in (
+        ("2029-12-31T23:59:59Z", "Accepted"),
+        ("2030-01-01T00:00:00Z", "Expired"),
+        ("2031-01-01T00:00:00Z", "Expired"),
+    ):
+        assert reasons([], one, context=AcceptContext(now=now)) == {"a": expected}
+
+
+def test_an_adapter_whose_keys_cannot_be_read_is_open_to_nobody() -> None:
+    guarded = adapter("a", 1, access={"apiKeySecretRefs": [{"name": "callers"}]})
+    context = AcceptContext(key_problems={("team-a", "callers"): "does not exist"})
+    assert reasons([], guarded, context=context) == {"a": "SecretNotFound"}
+    context = AcceptContext(key_problems={("team-a", "callers"): ""})
+    assert reasons([], guarded, context=context) == {"a": "Accepted"}
+
+
+def test_an_entry_that_names_a_namespace_wins_over_one_for_all() -> None:
+    service = make_service(
+        adapters={"tenants": [{"weight": 2}, {"namespaces": ["a"], "maxConcurrentRequests": 3}]}
+    )
+    assert tenant_limits(service, "a") == TenantLimits(max_concurrent_requests=3)
+    assert tenant_limits(service, "b") == TenantLimits(weight=2)
+    assert tenant_limits(make_service(), "a") is None
+    assert tenant_spec(make_service(), "a") is None
