@@ -2,6 +2,7 @@
 
 GraftRuntimeError
 |-- ReasonedError              a source, artifact or configuration cannot be used
+|   |-- DamagedPartsError          what was kept of a download that broke off is not right
 |   `-- HttpRefusedError           an HTTP server answered with an error
 |-- ShapeError                 a caller inside the runtime passed tensors that disagree
 |-- ChildDiedError             the engine or loader process is gone
@@ -48,6 +49,10 @@ class ReasonedError(GraftRuntimeError):
     def is_terminal(self) -> bool:
         """Whether trying again without a change is pointless."""
         return REASONS[self.reason].retry == "terminal"
+
+
+class DamagedPartsError(ReasonedError):
+    """A download that went on with parts from an earlier attempt is not what it should be."""
 
 
 class HttpRefusedError(ReasonedError):

@@ -36,6 +36,8 @@ class FaultProxy:
 
     endpoint: str = ""
     requests: list[str] = field(default_factory=list)
+    ranges: list[str | None] = field(default_factory=list)
+    """The range of each request."""
     plan: Callable[[str], Fault | None] = lambda path: None
     ending: threading.Event = field(default_factory=threading.Event)
 
@@ -76,6 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.proxy.requests.append(self.path)
+        self.server.proxy.ranges.append(self.headers["Range"])
         fault = self.server.proxy.plan(self.path) or Fault()
         if fault.before is not None:
             fault.before()

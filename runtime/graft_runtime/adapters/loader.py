@@ -12,6 +12,7 @@ import logging
 import os
 import resource
 import time
+from collections import defaultdict
 from collections.abc import Coroutine
 from contextlib import aclosing
 from dataclasses import replace
@@ -59,6 +60,8 @@ MEMORY_BYTES = 2 * 2**30
 for an adapter of 11 MB), so this is only reached by what was made to exhaust the pod's memory."""
 FETCH_TIMEOUT_SECONDS = 600.0
 """For one adapter: a source that is just quick enough to be no stall must not keep its turn."""
+STREAMS_PER_SOURCE = 8
+"""Files, or parts of large ones, that are read from one bucket, repository or host at a time."""
 _PROGRESS_SECONDS = 0.2
 
 
@@ -104,6 +107,10 @@ class Loader:
             ambient=read_ambient(os.environ),
         )
         self._loads = asyncio.Semaphore(settings.load_concurrency)
+        self._streams: dict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(STREAMS_PER_SOURCE)
+        )
+        """By bucket, repository or host: one busy source does not take another's turn."""
         self._target: asyncio.Future[SlotTarget] = asyncio.get_running_loop().create_future()
         self._model: CacheEntry | None = None
         self._adapters: dict[str, CacheEntry] = {}
@@ -278,6 +285,7 @@ class Loader:
             return entry
         credential = read_credential(self._settings.credentials_dir, wish.credential)
         async with aclosing(open_source(wish.uri, credential, policy)) as source:
+            wanted = replace(wanted, streams=self._streams[f"{uri.scheme}://{uri.bucket}"])
             entry = await fetch(source, wanted, self._cache, progress)
             if uri.revision:
                 entry.origin = source.uri

@@ -39,6 +39,10 @@ class Source(Protocol):
     def uri(self) -> str:
         """Where this is, for messages. Names the commit once it is known."""
 
+    @property
+    def reads_parts(self) -> bool:
+        """Whether a part of a file costs no more than its own bytes; known after `list_files`."""
+
     async def list_files(self) -> list[SourceFile]:
         """Return the files directly under the prefix, never those of a sibling or a subfolder.
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
@@ -24,28 +25,44 @@ from graft_runtime.sources.disk_errors import disk_errors
 
 _TMP = "tmp"
 _LOCKS = "locks"
+_PARTIAL = "partial"
+_JOURNAL = "parts"
+_PARTIAL_SECONDS = 24 * 3600.0
+"""How long a download that broke off waits to be taken up again."""
 
 
 class Staging:
     """A private folder in which a content is gathered before it gets its name."""
 
-    def __init__(self, path: Path, descriptor: int, reserved_bytes: int) -> None:
+    def __init__(self, path: Path, descriptor: int, *, is_kept: bool = False) -> None:
         self.path = path
-        self.reserved_bytes = reserved_bytes
+        self._is_kept = is_kept
         self._descriptor = descriptor
+
+    @property
+    def journal(self) -> Path | None:
+        """Where finished parts are noted; None in a folder that is not taken up again."""
+        return self.path / _JOURNAL if self._is_kept else None
 
     @property
     def files_dir(self) -> Path:
         """Where the files go."""
         return self.path / FILES
 
+    def discard(self) -> None:
+        """Keep nothing of it for later."""
+        self._is_kept = False
+
     def share(self) -> None:
         """Let others pin the folder, which is about to get its name, but not remove it."""
+        self.discard()
+        (self.path / _JOURNAL).unlink(missing_ok=True)
         file_lock.try_lock(self._descriptor, exclusive=False)
 
     def close(self) -> None:
-        """Remove what was not published."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove what was not published, unless finished parts are worth keeping."""
+        if not self._is_kept or not (self.path / _JOURNAL).exists():
+            shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._descriptor)
 
 
@@ -63,7 +80,7 @@ class DiskCache:
         self._reserved_bytes = 0
         self._room = threading.Lock()
         with disk_errors():
-            for name in (*Kind, _TMP, _LOCKS):
+            for name in (*Kind, _TMP, _LOCKS, _PARTIAL):
                 (root / name).mkdir(parents=True, exist_ok=True)
             self._sweep()
 
@@ -77,22 +94,24 @@ class DiskCache:
         return file_lock.exclusive(self._root / _LOCKS / name)
 
     @contextmanager
-    def staging(self, num_bytes: int) -> Iterator[Staging]:
+    def staging(self, num_bytes: int, resume_key: str | None = None) -> Iterator[Staging]:
         """Make room for a content and a folder to gather it in; leave nothing behind.
+
+        With a key, finished parts are kept for the next one who comes with the same key.
 
         Raises:
             ReasonedError: CacheFull.
         """
-        self._reserve(num_bytes)
+        staging = self._open_partial(resume_key) or self._new_staging()
         try:
-            staging = self._new_staging(num_bytes)
+            self._reserve(num_bytes)
             try:
                 yield staging
             finally:
-                staging.close()
+                with self._room:
+                    self._reserved_bytes -= num_bytes
         finally:
-            with self._room:
-                self._reserved_bytes -= num_bytes
+            staging.close()
 
     def publish(self, staging: Staging, kind: Kind, files: tuple[FileRecord, ...]) -> CacheEntry:
         """Give a gathered content its name, all at once, and return it pinned.
@@ -131,7 +150,7 @@ class DiskCache:
 
     def _make_room(self, num_bytes: int) -> None:
         limit = self._max_bytes - self._reserved_bytes - num_bytes
-        entries = self._entries()
+        entries = [*self._abandoned(), *self._entries()]
         used = sum(size for _, _, size in entries)
         # What can never fit must not cost the others their place.
         for _, path, size in entries if limit >= 0 else ():
@@ -158,6 +177,15 @@ class DiskCache:
             for path in (self._root / kind).iterdir():
                 # Another process may evict meanwhile.
                 with suppress(FileNotFoundError):
+                    found.append((path.stat().st_mtime_ns, path, _folder_bytes(path)))
+        return sorted(found)
+
+    def _abandoned(self) -> list[tuple[int, Path, int]]:
+        """List the downloads that broke off and that nobody has taken up again."""
+        found = []
+        for path in (self._root / _PARTIAL).iterdir():
+            with suppress(FileNotFoundError):
+                if not _is_held(path):
                     found.append((path.stat().st_mtime_ns, path, _folder_bytes(path)))
         return sorted(found)
 
@@ -195,18 +223,36 @@ class DiskCache:
             self._discard(path)
         _sync_folder(path.parent)
 
-    def _new_staging(self, num_bytes: int) -> Staging:
+    def _open_partial(self, key: str | None) -> Staging | None:
+        """Take up the download of a key, or begin it; None while another process does."""
+        if key is None:
+            return None
+        path = self._root / _PARTIAL / key
+        with disk_errors():
+            (path / FILES).mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if file_lock.try_lock(descriptor, exclusive=True) and (path / FILES).is_dir():
+            os.utime(path)
+            return Staging(path, descriptor, is_kept=True)
+        os.close(descriptor)
+        return None
+
+    def _new_staging(self) -> Staging:
         with disk_errors():
             path = Path(tempfile.mkdtemp(prefix="fetch-", dir=self._root / _TMP))
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             # The sweep of another process leaves folders alone whose owner lives.
             file_lock.try_lock(descriptor, exclusive=True)
             (path / FILES).mkdir()
-        return Staging(path, descriptor, num_bytes)
+        return Staging(path, descriptor)
 
     def _sweep(self) -> None:
         for path in (self._root / _TMP).iterdir():
             self._sweep_one(path)
+        for path in (self._root / _PARTIAL).iterdir():
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _PARTIAL_SECONDS:
+                    self._sweep_one(path)
 
     def _sweep_one(self, path: Path) -> None:
         try:
@@ -223,6 +269,15 @@ class DiskCache:
                 path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a task or a process holds a folder."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return not file_lock.try_lock(descriptor, exclusive=True)
+    finally:
+        os.close(descriptor)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -39,6 +39,11 @@ class FileSource:
         """Where this is, for messages."""
         return self._uri
 
+    @property
+    def reads_parts(self) -> bool:
+        """Always."""
+        return True
+
     async def list_files(self) -> list[SourceFile]:
         """Return the folder's regular files; other kinds of entries are refused by name."""
         return await asyncio.to_thread(self._list)

@@ -52,6 +52,11 @@ class HubSource:
         """Where this is, for messages; with the commit as soon as that is known."""
         return str(self._uri)
 
+    @property
+    def reads_parts(self) -> bool:
+        """Always."""
+        return True
+
     async def list_files(self) -> list[SourceFile]:
         """Return the files of the folder, at the commit that the revision means now."""
         try:

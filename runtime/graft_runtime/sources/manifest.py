@@ -30,6 +30,7 @@ class ManifestSource:
         self, uri: SourceUri, endpoint: Endpoint, credential: Credential, policy: SourcePolicy
     ) -> None:
         self._uri = uri
+        self._knows_ranges = False
         self._client = HttpClient(
             endpoint, HttpRules(token=credential.token, ca_bundle=credential.ca_bundle), policy
         )
@@ -39,10 +40,16 @@ class ManifestSource:
         """Where this is, for messages."""
         return str(self._uri)
 
+    @property
+    def reads_parts(self) -> bool:
+        """Whether the server said that it knows ranges."""
+        return self._knows_ranges
+
     async def list_files(self) -> list[SourceFile]:
         """Return what the manifest lists; each file is known by its hash."""
         path = f"/{quote(self._uri.path)}"
-        body, _ = await self._client.get_bytes(path, self.uri, _MAX_BYTES)
+        body, answer = await self._client.get_bytes(path, self.uri, _MAX_BYTES)
+        self._knows_ranges = answer.headers.get("accept-ranges") == "bytes"
         try:
             lines = body.decode().splitlines()
         except UnicodeDecodeError as error:

@@ -46,6 +46,11 @@ class ObjectStoreSource:
         """Where this is, for messages."""
         return str(self._uri)
 
+    @property
+    def reads_parts(self) -> bool:
+        """Always."""
+        return True
+
     async def list_files(self) -> list[SourceFile]:
         """Return the objects directly under the prefix; a sibling prefix never matches."""
         await self._check_resolved()
