@@ -101,7 +101,13 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
     public = create_app(pod.gateway, settings, metrics=metrics, texts=pod.texts)
     internal = create_internal_app(pod.gateway, token)
     listeners = (
-        Listener(public, host=settings.host, port=settings.port, drain_timeout_seconds=2),
+        Listener(
+            public,
+            host=settings.host,
+            port=settings.port,
+            drain_timeout_seconds=2,
+            max_message_bytes=settings.max_body_bytes,
+        ),
         GrpcListener(
             public.state.frontend, host=settings.host, port=settings.grpc_port, grace_seconds=2
         ),

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from graft_protocol.config import ServerSettings
 from graft_runtime.metrics import Metrics
-from graft_runtime.server import health, internal, tgi, tgi_info, tokens, utility
+from graft_runtime.server import health, internal, tgi, tgi_info, tokens, utility, websocket
 from graft_runtime.server.anthropic import messages
 from graft_runtime.server.backend import Backend
 from graft_runtime.server.context import Frontend, exchange_of
@@ -66,6 +66,7 @@ def create_app(
         tokens,
         utility,
         kserve,
+        websocket,
         health,
     ):
         app.include_router(module.router)

@@ -6,7 +6,7 @@ Both kinds of answer, whole and streamed, go through `watch`; the routes and `ss
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -53,7 +53,29 @@ async def watch(
     raise DeadlineError(f"the request took longer than {timeout_seconds:g} seconds")
 
 
-async def stop(*tasks: asyncio.Task[Any]) -> None:
+async def within(exchange: Exchange, work: Awaitable[T], *, timeout_seconds: float) -> T:
+    """Return the work's result, or cancel it when its time is over or the caller is cancelled.
+
+    Args:
+        exchange: Whose work this is; its abort reason is the caller's to set before it cancels.
+        work: What to run.
+        timeout_seconds: From now.
+
+    Raises:
+        DeadlineError: The time is over.
+    """
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({working}, timeout=max(0.0, timeout_seconds))
+        if working.done():
+            return working.result()
+        exchange.abort_reason = "deadline"
+    finally:
+        await stop(working)
+    raise DeadlineError("the request took longer than allowed")
+
+
+async def stop(*tasks: asyncio.Future[Any]) -> None:
     """Cancel tasks and wait until they have cleaned up; what they raise is of no interest."""
     for task in tasks:
         task.cancel()

@@ -29,7 +29,15 @@ class _Server(uvicorn.Server):
 class Listener:
     """One application on one port, from `start` to `stop`."""
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int, drain_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        port: int,
+        drain_timeout_seconds: float,
+        max_message_bytes: int | None = None,
+    ) -> None:
         """Prepare; nothing is bound yet.
 
         Args:
@@ -37,13 +45,16 @@ class Listener:
             host: Address to bind.
             port: Port to bind; 0 picks a free one.
             drain_timeout_seconds: How long requests may go on after `stop`; whole seconds count.
+            max_message_bytes: Longest message of a WebSocket; None refuses WebSockets.
         """
         self._address = (host, port)
         self._server = _Server(
             uvicorn.Config(
                 app,
                 lifespan="on",
-                ws="none",
+                ws="none" if max_message_bytes is None else "websockets-sansio",
+                ws_max_size=max_message_bytes or 0,
+                ws_per_message_deflate=False,  # what a message grows to would have no bound
                 log_config=None,
                 access_log=False,
                 server_header=False,

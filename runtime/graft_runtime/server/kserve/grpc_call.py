@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 import grpc
 
-from graft_runtime.errors import DeadlineError, RequestError
+from graft_runtime.errors import RequestError
 from graft_runtime.server.caller import set_caller
 from graft_runtime.server.context import Exchange, Frontend, safe_request_id
 from graft_runtime.server.errors import as_request_error, tgi_cause
-from graft_runtime.server.exchange import stop
+from graft_runtime.server.exchange import within
 
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
+
+MIN_SECONDS: Final = 0.001
+"""What is left of a deadline that is as good as over."""
 
 _STATUS: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -48,7 +50,11 @@ def open_exchange(context: Any, path: str) -> Exchange:
         if isinstance(value, str)
     )
     given = metadata.get("x-request-id", "")
-    return Exchange(safe_request_id(given if isinstance(given, str) else ""), path)
+    exchange = Exchange(safe_request_id(given if isinstance(given, str) else ""), path)
+    remaining = context.time_remaining()
+    if remaining is not None:
+        exchange.timeout_seconds = max(remaining, MIN_SECONDS)
+    return exchange
 
 
 async def run(
@@ -62,16 +68,9 @@ async def run(
         DeadlineError: The time is over.
     """
     remaining = context.time_remaining()
-    bound = max(0.0, timeout_seconds - exchange.elapsed())
-    working = asyncio.create_task(work)
-    try:
-        await asyncio.wait({working}, timeout=bound if remaining is None else min(bound, remaining))
-        if working.done():
-            return working.result()
-        exchange.abort_reason = "deadline"
-    finally:
-        await stop(working)
-    raise DeadlineError("the request took longer than allowed")
+    bound = timeout_seconds - exchange.elapsed()
+    seconds = bound if remaining is None else min(bound, remaining)
+    return await within(exchange, work, timeout_seconds=seconds)
 
 
 def refuse(frontend: Frontend, exchange: Exchange, error: Exception) -> RequestError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,15 @@ async def answer(request: Request, body: Mapping[str, Any]) -> Response:
     if chat.fields.stream:
         return answer_stream(request, events(frontend, exchange, call))
     return await answer_whole(request, whole(frontend, exchange, call))
+
+
+async def open_events(
+    frontend: Frontend, exchange: Exchange, body: Mapping[str, Any]
+) -> AsyncGenerator[bytes, None]:
+    """Return the events of a body that has been read and asks for a stream."""
+    chat = await off_loop(exchange, read_chat, body)
+    exchange.ignored_fields = chat.ignored
+    return events(frontend, exchange, await prepare(frontend, exchange, chat))
 
 
 async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> ChatCall:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -71,6 +71,15 @@ async def answer(request: Request, body: Mapping[str, Any]) -> Response:
     if fields.stream:
         return answer_stream(request, events(frontend, exchange, call))
     return await answer_whole(request, whole(frontend, exchange, call))
+
+
+async def open_events(
+    frontend: Frontend, exchange: Exchange, body: Mapping[str, Any]
+) -> AsyncGenerator[bytes, None]:
+    """Return the events of a body that has been read and asks for a stream."""
+    fields, prompts, exchange.ignored_fields = await off_loop(exchange, _read, body)
+    call = await _prepare(frontend, exchange, fields, prompts)
+    return events(frontend, exchange, call)
 
 
 def _read(body: Mapping[str, Any]) -> tuple[CompletionFields, list[Prompt], tuple[str, ...]]:
