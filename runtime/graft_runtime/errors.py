@@ -7,6 +7,7 @@ GraftRuntimeError
 |-- ShapeError                 a caller inside the runtime passed tensors that disagree
 |-- ChildDiedError             the engine or loader process is gone
 |-- GrammarError               a form that an output should have cannot be followed
+|-- PluginError                a logits processor is absent, broken or refuses its arguments
 `-- RequestError               a request gets this as its answer
     |-- InvalidRequestError        400/422: a parameter cannot be honoured
     |   |-- ContextLengthError     400/422: prompt and output do not fit the context
@@ -73,6 +74,10 @@ class ChildDiedError(GraftRuntimeError):
 
 class GrammarError(GraftRuntimeError):
     """A form that an output should have is malformed, not supported or too large; says which."""
+
+
+class PluginError(GraftRuntimeError):
+    """A logits processor is not installed, cannot be loaded, or refuses a request's arguments."""
 
 
 class RequestError(GraftRuntimeError):

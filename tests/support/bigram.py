@@ -18,6 +18,7 @@ from graft_runtime.engine.scheduler import SchedulerLimits
 from graft_runtime.ipc.messages import Sampling, Submit, TokenOutput
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.sampling.grammar import Vocabulary
+from graft_runtime.sampling.plugins import Plugins
 from tests.support.memory_slots import MemorySlots
 
 # Shape legend: V vocabulary, T tokens, S rows that get a new token.
@@ -69,6 +70,7 @@ def bigram_engine(
     eos_ids: frozenset[int],
     *,
     vocabulary: Vocabulary | None = None,
+    plugins: Plugins | None = None,
     liked: Mapping[int, float] | None = None,
     num_blocks: int = 256,
     max_model_len: int = 512,
@@ -81,5 +83,6 @@ def bigram_engine(
         Runner(BigramModel(vocab, seed, liked or {}), torch.device("cpu")),
         MemorySlots(1),
         vocabulary,
+        plugins,
     )
     return BigramEngine(engine)

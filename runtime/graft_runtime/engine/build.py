@@ -23,6 +23,7 @@ from graft_runtime.models.load import load_model
 from graft_runtime.models.read import read_model
 from graft_runtime.models.serving_dtype import serving_dtype
 from graft_runtime.sampling.grammar import Vocabulary
+from graft_runtime.sampling.plugins import Plugins
 from graft_runtime.settings import EngineChildSettings
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
         Runner(model, device),
         slots,
         _vocabulary(settings.model_dir, arch),
+        Plugins(),
     )
     tell(EngineProgress("warming up"))
     _warm_up(engine)

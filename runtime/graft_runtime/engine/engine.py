@@ -25,6 +25,7 @@ from graft_runtime.engine.request import Request
 from graft_runtime.engine.residency import Residency, Slots
 from graft_runtime.engine.scheduler import Scheduler, SchedulerLimits
 from graft_runtime.engine.token_rules import TokenRules
+from graft_runtime.errors import PluginError
 from graft_runtime.ipc.messages import (
     AdapterResidency,
     EngineStats,
@@ -35,6 +36,7 @@ from graft_runtime.ipc.messages import (
 )
 from graft_runtime.layers.rope_spec import PLAIN_ROPE, RopeSpec
 from graft_runtime.sampling.grammar import Vocabulary
+from graft_runtime.sampling.plugins import Plugins
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class Engine:
         runner: Launcher,
         slots: Slots,
         vocabulary: Vocabulary | None = None,
+        plugins: Plugins | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -87,9 +90,11 @@ class Engine:
             runner: What runs the steps.
             slots: The adapters' place on the device.
             vocabulary: The tokens as grammars see them; None where there can be none.
+            plugins: Logits processors that requests may name; None has none.
         """
         self.limits = limits
         self._compilations = Compilations(vocabulary)
+        self._plugins = Plugins(()) if plugins is None else plugins
         self._runner = runner
         self._report = StepReport()
         self._counters = Counters()
@@ -128,6 +133,7 @@ class Engine:
             stop_ids=stop_ids,
             rope_variant=self.limits.rope.variant(longest),
             rules=TokenRules.of(sampling, message.token_ids, stop_ids),
+            processors=self._plugins.bind(sampling.processors),
         )
         if request.adapter is not None:
             self._residency.acquire(request.adapter)
@@ -232,6 +238,10 @@ class Engine:
             return f"adapter {message.adapter} is not registered"
         if self._find(message.request_id) is not None:
             return "a request with this id is running"
+        try:
+            self._plugins.bind(message.sampling.processors)
+        except PluginError as error:
+            return str(error)
         return None
 
     def _find(self, request_id: str) -> Request | None:

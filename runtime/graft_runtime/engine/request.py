@@ -9,6 +9,7 @@ from graft_runtime.engine.kv_cache import BlockKey, next_key, root_key
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.ipc.messages import FinishReason, Sampling, TokenScore
 from graft_runtime.sampling.grammar import GrammarState
+from graft_runtime.sampling.plugins import BoundProcessor
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +39,8 @@ class Request:
     """Keys and values are shared only between requests that have the same one."""
     stop_ids: frozenset[int] = frozenset()
     rules: TokenRules | None = None
+    processors: tuple[BoundProcessor, ...] = ()
+    """Logits processors of plugins, in the order in which they were asked for."""
     grammar: GrammarState | None = None
     """How far the output has come in its grammar. It lives as long as the request, so a preempted
     one goes on where it was."""

@@ -6,6 +6,7 @@ all rows, C distinct tokens of the contexts of all penalised rows, G rows that f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,8 +15,18 @@ import numpy.typing as npt
 
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.token_rules import TokenRules, as_values
+from graft_runtime.errors import PluginError
 from graft_runtime.ipc.messages import Sampling
-from graft_runtime.sampling.batch import Edits, IntArray, SamplingBatch, TokenMasks, WatermarkedRow
+from graft_runtime.sampling.batch import (
+    DeviceCall,
+    Edits,
+    IntArray,
+    SamplingBatch,
+    TokenMasks,
+    WatermarkedRow,
+)
+from graft_runtime.sampling.interface import DeviceLogitsProcessor, HostLogitsProcessor, Row
+from graft_runtime.sampling.plugins import BoundProcessor
 
 
 def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
@@ -40,7 +51,32 @@ def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
         edits=_edits(requests),
         masks=_masks(requests),
         watermarked=tuple(_watermarked(requests)),
+        device_calls=tuple(_device_calls(requests)),
     )
+
+
+def _device_calls(requests: Sequence[Request]) -> Iterator[DeviceCall]:
+    for index, request in enumerate(requests):
+        for rank, bound in enumerate(request.processors):
+            if isinstance(bound.processor, DeviceLogitsProcessor):
+                yield DeviceCall(index, rank, bound.processor, _view(request, bound))
+
+
+def _view(request: Request, bound: BoundProcessor) -> Row:
+    # A copy: it is read in the lane while the request may go on.
+    return Row(bound.arguments, tuple(request.tokens), request.num_prompt)
+
+
+def _host_biases(request: Request) -> Iterator[dict[int, float]]:
+    """Yield what host processors want to add; an impossible token is their request's failure."""
+    for bound in request.processors:
+        if isinstance(bound.processor, HostLogitsProcessor):
+            bias = dict(bound.processor.bias(_view(request, bound)))
+            if any(token < 0 or math.isnan(value) for token, value in bias.items()):
+                message = f"{type(bound.processor).__name__} returned a negative token or a NaN"
+                raise PluginError(message)
+            if bias:
+                yield bias
 
 
 def _watermarked(requests: Sequence[Request]) -> Iterator[WatermarkedRow]:
@@ -63,9 +99,11 @@ def _masks(requests: Sequence[Request]) -> TokenMasks | None:
 def _edits(requests: Sequence[Request]) -> Edits | None:
     """Return what the requests' rules come to in this step; None when nothing."""
     ruled = [(row, one, one.rules) for row, one in enumerate(requests) if one.rules is not None]
-    if not ruled:
+    hosted = [(row, bias) for row, one in enumerate(requests) for bias in _host_biases(one)]
+    if not ruled and not hosted:
         return None
-    bias = [(row, *as_values(rules.bias(one.tokens, one.num_output))) for row, one, rules in ruled]
+    biases = [(row, rules.bias(one.tokens, one.num_output)) for row, one, rules in ruled]
+    bias = [(row, *as_values(each)) for row, each in biases + hosted]
     allowed = [(row, rules.allowed_ids) for row, _, rules in ruled if _limits(rules)]
     counted = [(row, *counts) for row, _, rules in ruled if (counts := rules.counts()) is not None]
     penalties_S3 = np.tile(np.array([1, 0, 0], dtype=np.float32), (len(requests), 1))

@@ -6,7 +6,7 @@ processes come from one build.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,6 +23,14 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True):
     seeding_scheme: Literal["lefthash", "selfhash"] = "lefthash"
     context_width: int = 1
     """Tokens from which a list is derived."""
+
+
+class ProcessorCall(msgspec.Struct, frozen=True):
+    """A logits processor that a request uses, and how."""
+
+    name: str
+    """Of its entry point."""
+    arguments: dict[str, Any] = {}
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +77,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str | None = None
     """Text of the grammar that the output follows; checked by `graft_runtime.sampling`."""
     watermark: Watermark | None = None
+    processors: tuple[ProcessorCall, ...] = ()
 
     @property
     def penalises(self) -> bool:

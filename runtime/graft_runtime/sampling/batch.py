@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graft_runtime.ipc.messages import Watermark
+from graft_runtime.sampling.interface import DeviceLogitsProcessor, Row
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -71,6 +72,18 @@ class WatermarkedRow:
 
 
 @dataclass(frozen=True)
+class DeviceCall:
+    """A device logits processor's work on one row."""
+
+    index: int
+    """Of the row, in S."""
+    rank: int
+    """The processor's place among those of its request."""
+    processor: DeviceLogitsProcessor
+    row: Row
+
+
+@dataclass(frozen=True)
 class SamplingBatch:
     """Parameters of each row."""
 
@@ -99,3 +112,4 @@ class SamplingBatch:
     masks: TokenMasks | None = None
     watermarked: tuple[WatermarkedRow, ...] = ()
     """In the order of their rows."""
+    device_calls: tuple[DeviceCall, ...] = ()

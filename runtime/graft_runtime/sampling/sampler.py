@@ -21,6 +21,7 @@ from graft_runtime.sampling.logprobs import Scores, score
 from graft_runtime.sampling.masks import apply_masks
 from graft_runtime.sampling.penalties import apply_edits
 from graft_runtime.sampling.philox import uniforms
+from graft_runtime.sampling.processed_rows import apply_processors
 from graft_runtime.sampling.processors import keep_min_p, keep_top_k, keep_top_p, keep_typical
 from graft_runtime.sampling.watermark import apply_watermarks
 
@@ -59,7 +60,10 @@ def sample(logits_SV: Tensor, batch: SamplingBatch) -> Sampled:
             apply_edits(scores_nV, batch.edits, rows)
         if batch.masks is not None:
             apply_masks(scores_nV, batch.masks, rows)
-        if batch.edits is not None or batch.masks is not None:
+        if batch.device_calls:
+            apply_processors(scores_nV, batch.device_calls, rows)
+            is_finite_S[rows_n] &= ~scores_nV.isnan().any(dim=-1)
+        if batch.edits is not None or batch.masks is not None or batch.device_calls:
             is_stuck_S[rows_n] = scores_nV.amax(dim=-1) == float("-inf")
         tokens_S[rows_n] = _choose(scores_nV, batch, rows)
     scores = _score(logits_SV, scores_nV, tokens_S, batch, rows) if batch.wants_logprobs else None
@@ -79,9 +83,8 @@ def _processed_rows(batch: SamplingBatch) -> Rows:
         rows = np.union1d(rows, batch.edits.rows())
     if batch.masks is not None:
         rows = np.union1d(rows, batch.masks.rows_G)
-    if batch.watermarked:
-        rows = np.union1d(rows, np.array([one.row for one in batch.watermarked]))
-    return rows
+    named = [one.row for one in batch.watermarked] + [call.index for call in batch.device_calls]
+    return np.union1d(rows, np.array(named, dtype=np.intp)) if named else rows
 
 
 def _choose(scores_nV: Tensor, batch: SamplingBatch, rows: Rows) -> Tensor:

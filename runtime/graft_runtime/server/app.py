@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from graft_protocol.config import ServerSettings
 from graft_runtime.metrics import Metrics
+from graft_runtime.sampling.plugins import Plugins
 from graft_runtime.server import health, internal, tgi, tgi_info, tokens, utility, websocket
 from graft_runtime.server.anthropic import messages
 from graft_runtime.server.backend import Backend
@@ -54,7 +55,7 @@ def create_app(
     grammars = GrammarChecker(backend.tokenizer_dir)
     app = _application(_lifespan(metrics, grammars))
     texts = texts or ModelTextLoader(backend.tokenizer_dir)
-    app.state.frontend = Frontend(backend, settings, metrics, texts, grammars)
+    app.state.frontend = Frontend(backend, settings, metrics, texts, grammars, Plugins())
     for module in (
         completions,
         chat,

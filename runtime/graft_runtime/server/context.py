@@ -16,6 +16,7 @@ from starlette.types import Scope
 
 from graft_protocol.config import ServerSettings
 from graft_runtime.metrics import AbortReason, Metrics
+from graft_runtime.sampling.plugins import Plugins
 from graft_runtime.server.backend import Backend
 from graft_runtime.server.grammars import GrammarChecker
 from graft_runtime.text.model_text import ModelTextLoader
@@ -32,6 +33,7 @@ class Frontend:
     metrics: Metrics
     texts: ModelTextLoader
     grammars: GrammarChecker
+    plugins: Plugins
 
 
 @dataclass

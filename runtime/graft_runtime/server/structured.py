@@ -16,6 +16,7 @@ from graft_runtime.errors import InvalidRequestError
 from graft_runtime.ipc.messages import Sampling
 from graft_runtime.sampling.constraint import Constraint, ConstraintKind
 from graft_runtime.server.context import Frontend
+from graft_runtime.server.processor_fields import check_processors
 
 MAX_CHARS: Final = 256 * 1024
 MAX_CHOICES: Final = 4096
@@ -31,11 +32,15 @@ class Form(NamedTuple):
 
 
 async def constrain(frontend: Frontend, sampling: Sampling, form: Form | None) -> Sampling:
-    """Return the sampling with the form's grammar in it, once it has been tried out.
+    """Return the sampling once what others must judge has been checked.
+
+    That is the form of the output, whose grammar is put into it, and the arguments of plugins.
 
     Raises:
-        RequestError: The form cannot be used, or cannot be checked now.
+        RequestError: The form or the arguments cannot be used, or cannot be checked now.
     """
+    if sampling.processors:
+        sampling = await check_processors(frontend, sampling)
     if form is None:
         return sampling
     text = await frontend.grammars.check(form.constraint, form.param)

@@ -33,6 +33,7 @@ from graft_runtime.server.fields import (
     check_token_ids,
 )
 from graft_runtime.server.openai.token_fields import bad_word_ids, check_bad_words, check_bias
+from graft_runtime.server.processor_fields import parse_processors
 from graft_runtime.server.prompts import draw_seed
 from graft_runtime.server.structured import Form, openai_form
 from graft_runtime.server.watermarks import WatermarkField
@@ -48,7 +49,6 @@ UNSUPPORTED: Final[Unsupported] = {
     "truncate_prompt_tokens": (),
     "truncation_side": (),
     "logprob_token_ids": (),
-    "logits_processors": ([],),
     "return_tokens_as_token_ids": (False,),
     "return_token_ids": (False,),
     "kv_transfer_params": (),
@@ -102,6 +102,7 @@ class SamplingFields(Fields):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     watermarking: WatermarkField = None
+    logits_processors: tuple[Any, ...] = ()
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: Any = None
@@ -121,6 +122,11 @@ class SamplingFields(Fields):
             message = "must be a string or a list of strings"
             raise ValueError(message)
         return check_stops(stops)
+
+    @field_validator("logits_processors", mode="before")
+    @classmethod
+    def _processors(cls, value: Any) -> Any:
+        return parse_processors(value)
 
     @field_validator("logit_bias", mode="before")
     @classmethod
@@ -233,6 +239,7 @@ class SamplingFields(Fields):
             top_logprobs=top_logprobs or 0,
             prompt_logprobs=max(wanted, default=None),
             watermark=None if self.watermarking is None else self.watermarking.told(),
+            processors=self.logits_processors,
         )
 
     def _check_tokens(self, tokenizer: Tokenizer, max_tokens: int) -> None:
