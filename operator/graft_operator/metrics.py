@@ -6,11 +6,15 @@ Knows nothing of what it counts but names and numbers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter as TallyCounter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 NAMESPACE = "graft_operator"
 RECONCILE_BUCKETS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -79,8 +83,38 @@ class OperatorMetrics:
         """Show a number that is read when somebody asks."""
         Gauge(name, text, namespace=NAMESPACE, registry=self.registry).set_function(read)
 
+    def watch_objects(self, read: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        """Show how many of our objects are Ready and how many not, when somebody asks."""
+        self.registry.register(ObjectsCollector(read))
+
     def _counter(self, name: str, text: str, labels: str) -> Counter:
         return Counter(name, text, labels.split(), namespace=NAMESPACE, registry=self.registry)
+
+
+@dataclass(frozen=True)
+class ObjectsCollector(Collector):
+    """Counts objects by kind, namespace and what their condition Ready says."""
+
+    read: Callable[[], Iterable[Mapping[str, Any]]]
+    """Returns all of them, as stored."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Count."""
+        counts: TallyCounter[tuple[str, ...]] = TallyCounter()
+        for manifest in self.read():
+            conditions = (manifest.get("status") or {}).get("conditions") or []
+            ready: Mapping[str, Any] = next(
+                (item for item in conditions if item["type"] == "Ready"), {}
+            )
+            namespace = str(manifest["metadata"].get("namespace", ""))
+            status, reason = ready.get("status", "Unknown"), ready.get("reason", "")
+            counts[str(manifest["kind"]), namespace, str(status), str(reason)] += 1
+        labels = ["kind", "object_namespace", "ready", "reason"]
+        name, text = f"{NAMESPACE}_objects", "InferenceServices and LoraAdapters"
+        family = GaugeMetricFamily(name, text, labels=labels)
+        for values, count in sorted(counts.items()):
+            family.add_metric(values, count)
+        yield family
 
 
 @dataclass

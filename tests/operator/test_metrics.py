@@ -62,3 +62,30 @@ def test_two_operators_do_not_share_metrics() -> None:
     sample = "graft_operator_watch_events_total"
     assert first.registry.get_sample_value(sample, {"kind": "Pod"}) == 1
     assert second.registry.get_sample_value(sample, {"kind": "Pod"}) is None
+
+
+def test_objects_are_counted_by_namespace_and_what_ready_says() -> None:
+    def adapter(namespace: str, *conditions: dict[str, str]) -> dict[str, Any]:
+        metadata = {"name": "a", "namespace": namespace}
+        return {
+            "kind": "LoraAdapter",
+            "metadata": metadata,
+            "status": {"conditions": list(conditions)},
+        }
+
+    ready = {"type": "Ready", "status": "True", "reason": "Available"}
+    failed = {"type": "Ready", "status": "False", "reason": "TooLarge"}
+    metrics = OperatorMetrics()
+    metrics.watch_objects(
+        lambda: [adapter("a", ready), adapter("a", ready), adapter("a", failed), adapter("b")]
+    )
+
+    def count(namespace: str, status: str, reason: str) -> float | None:
+        labels = {"kind": "LoraAdapter", "object_namespace": namespace}
+        return metrics.registry.get_sample_value(
+            "graft_operator_objects", {**labels, "ready": status, "reason": reason}
+        )
+
+    assert count("a", "True", "Available") == 2
+    assert count("a", "False", "TooLarge") == 1
+    assert count("b", "Unknown", "") == 1

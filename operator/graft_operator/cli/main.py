@@ -130,6 +130,12 @@ def describe(what: str, folder: Path) -> None:
     help="Pod template that new services get and others are offered.",
 )
 @click.option(
+    "--log-format",
+    type=click.Choice(["json", "text"]),
+    default="text",
+    help="Form of the log.",
+)
+@click.option(
     "--operator-namespace", help="Where it runs itself; network policies let it in from there."
 )
 @click.option("--health-port", default=8080, show_default=True, help="Probes and metrics.")

@@ -91,6 +91,7 @@ def _show(controller: Controller, metrics: OperatorMetrics) -> None:
         "queue_oldest_seconds", "Longest that one has waited", lambda: queue.oldest_seconds
     )
     metrics.watch_gauge("pods", "Runtime pods", lambda: len(controller.cache.keys("Pod")))
+    metrics.watch_objects(controller.own_objects)
     metrics.watch_gauge(
         "pods_out_of_sync",
         "Runtime pods that have not reported the set they should have",

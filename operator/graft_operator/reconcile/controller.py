@@ -120,6 +120,11 @@ class Controller:
             for key in self.cache.keys(kind):
                 self.queue.add(key)
 
+    def own_objects(self) -> list[Manifest]:
+        """Return all InferenceServices and LoraAdapters as they are known."""
+        keys = (key for kind in (KIND_SERVICE, KIND_ADAPTER) for key in self.cache.keys(kind))
+        return [manifest for key in keys if (manifest := self.cache.get(key)) is not None]
+
     def count_pods_out_of_sync(self) -> int:
         """Return how many pods have not reported the set that they should have."""
         count = 0
