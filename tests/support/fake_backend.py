@@ -59,6 +59,7 @@ class FakeBackend:
     condition: Health = HEALTHY
     report: RuntimeStatus = REPORT
     submitted: list[Submitted] = field(default_factory=list)
+    route_keys: list[str | None] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     reached_gate: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,7 +74,8 @@ class FakeBackend:
             ServedModel(ADAPTER, "s3://adapters/shouty", BASE, 1700000001, None, REVISION),
         )
 
-    def resolve(self, model: str | None) -> Target:
+    def resolve(self, model: str | None, route_key: str | None = None) -> Target:
+        self.route_keys.append(route_key)
         if model in BASE_ALIASES or model == BASE:
             return Target(BASE, None)
         if model == ADAPTER:

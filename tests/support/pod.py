@@ -52,6 +52,7 @@ class RunningPod:
         ask: Callable[[], Awaitable[Answer]],
         good: Callable[[Answer], bool],
         deadline_seconds: float = DEADLINE_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
     ) -> Answer:
         """Ask again until the answer is good.
 
@@ -63,7 +64,7 @@ class RunningPod:
         try:
             while not good(answer := await ask()):
                 assert time.monotonic() < deadline, f"still {answer!r}\n{self.log_tail()}"
-                await asyncio.wait([ended], timeout=POLL_SECONDS)
+                await asyncio.wait([ended], timeout=poll_seconds)
                 assert not ended.done(), f"the pod ended\n{self.log_tail()}"
             return answer
         finally:
@@ -149,11 +150,14 @@ def _start_time(pid: int) -> int:
 
 
 @asynccontextmanager
-async def run_pod(model_dir: Path, **settings: dict[str, Any]) -> AsyncIterator[RunningPod]:
+async def run_pod(
+    model_dir: Path, *, cache_dir: Path | None = None, **settings: dict[str, Any]
+) -> AsyncIterator[RunningPod]:
     """Start a pod over a model on disk and wait until it is ready; end it whatever happens.
 
     Args:
         model_dir: The base model.
+        cache_dir: A disk cache that outlives the pod.
         settings: Sections of `RuntimeConfig`: ``engine={...}``, ``adapters={...}``.
     """
     root = Path(tempfile.mkdtemp(prefix="graft-"))  # short: unix sockets lie below it
@@ -168,11 +172,7 @@ async def run_pod(model_dir: Path, **settings: dict[str, Any]) -> AsyncIterator[
             "server": {"host": "127.0.0.1"} | ports | settings.get("server", {}),
         }
     )
-    paths = PodPaths(root)
-    for folder in (paths.config_file.parent, paths.adapters_dir, paths.token_file.parent):
-        folder.mkdir(parents=True)
-    paths.config_file.write_text(config.to_json())  # JSON is YAML
-    paths.token_file.write_text(TOKEN)
+    paths = _laid_out(root, config, cache_dir)
     log = root / "log"
     environment = os.environ | {ENV_POD_ROOT: str(root), ENV_POD_NAME: "test-0"}
     with log.open("wb") as output:
@@ -201,6 +201,18 @@ async def run_pod(model_dir: Path, **settings: dict[str, Any]) -> AsyncIterator[
                 process.send_signal(signal.SIGKILL)
             await process.wait()
             shutil.rmtree(root, ignore_errors=True)
+
+
+def _laid_out(root: Path, config: RuntimeConfig, cache_dir: Path | None) -> PodPaths:
+    paths = PodPaths(root)
+    for folder in (paths.config_file.parent, paths.adapters_dir, paths.token_file.parent):
+        folder.mkdir(parents=True)
+    if cache_dir is not None:
+        paths.cache_dir.parent.mkdir(parents=True)
+        paths.cache_dir.symlink_to(cache_dir)
+    paths.config_file.write_text(config.to_json())  # JSON is YAML
+    paths.token_file.write_text(TOKEN)
+    return paths
 
 
 def _free_ports(count: int) -> list[int]:

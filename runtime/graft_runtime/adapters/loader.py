@@ -111,6 +111,8 @@ class Loader:
             lambda: asyncio.Semaphore(STREAMS_PER_SOURCE)
         )
         """By bucket, repository or host: one busy source does not take another's turn."""
+        # Apart, or the first of a thousand would be converted after the last has been fetched.
+        self._conversions = asyncio.Semaphore(settings.load_concurrency)
         self._target: asyncio.Future[SlotTarget] = asyncio.get_running_loop().create_future()
         self._model: CacheEntry | None = None
         self._adapters: dict[str, CacheEntry] = {}
@@ -262,7 +264,7 @@ class Loader:
         try:
             # The files may be here before the model they belong to.
             target = await asyncio.shield(self._target)
-            async with self._loads:
+            async with self._conversions:
                 slot = await asyncio.to_thread(prepare_slot, entry, target, self._cache)
         finally:
             if slot is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,11 +21,13 @@ class Route:
     name: str
     revisions: tuple[Revision, ...]
 
-    def choose(self, point: float) -> Revision:
+    def choose(self, key: str) -> Revision:
         """Pick a revision for one request; the caller waits for one that is only near.
 
         Args:
-            point: Uniform in [0, 1); where it falls among the weights decides.
+            key: What decides among the weights. The same one picks the same revision, on every
+                pod; when weights shift, it changes its revision only if that one lost weight or
+                the other gained.
 
         Raises:
             AdapterUnavailableError: None can serve yet, but one may soon.
@@ -32,7 +36,7 @@ class Route:
         serving = [revision for revision in self.revisions if revision.serves]
         weighted = [revision for revision in serving if revision.entry.weight]
         if weighted:
-            return _pick(weighted, point)
+            return max(weighted, key=lambda revision: _score(revision, key))
         if serving:
             return serving[0]
         near = [revision for revision in self.revisions if revision.is_near]
@@ -63,14 +67,11 @@ def unknown_model(name: str) -> ModelNotFoundError:
     return ModelNotFoundError(f"The model `{name}` does not exist.", param="model")
 
 
-def _pick(revisions: list[Revision], point: float) -> Revision:
-    total = sum(revision.entry.weight for revision in revisions)
-    reached = 0.0
-    for revision in revisions:
-        reached += revision.entry.weight / total
-        if point < reached:
-            return revision
-    return revisions[-1]
+def _score(revision: Revision, key: str) -> float:
+    """Return a revision's score for a key; the highest wins, in proportion to the weights."""
+    text = f"{revision.entry.revision}\n{key}".encode(errors="surrogatepass")
+    number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+    return -revision.entry.weight / math.log((number + 0.5) / 2**64)
 
 
 def _may_come(revision: Revision) -> bool:

@@ -7,7 +7,7 @@ its first token to its last.
 from __future__ import annotations
 
 import asyncio
-import random
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -97,7 +97,7 @@ class Gateway:
         routes = build_routes(
             one for one in self._manager.revisions() if one.serves and may_use(one.entry.access)
         )
-        adapters = ((name, route.choose(random.random())) for name, route in sorted(routes.items()))
+        adapters = ((name, route.choose("")) for name, route in sorted(routes.items()))
         return (
             base,
             *(
@@ -113,7 +113,7 @@ class Gateway:
             ),
         )
 
-    def resolve(self, model: str | None) -> Target:
+    def resolve(self, model: str | None, route_key: str | None = None) -> Target:
         """Fix what a model name means for one request.
 
         Raises:
@@ -123,7 +123,8 @@ class Gateway:
         base = self._config.model.served_name
         if model is None or model in BASE_ALIASES or model == base:
             return Target(base, None)
-        return Target(model, self._route(model).entry.revision)
+        key = route_key or secrets.token_hex(8)
+        return Target(model, self._route(model, key).entry.revision, key)
 
     def check_admission(self, prompt_chars: int) -> None:
         """Refuse early, before any work is put into a request.
@@ -199,7 +200,7 @@ class Gateway:
         detail = state.engine_state.value if state.failure is None else state.failure[1]
         return Health(live=live, ready=state.ready, started=state.started, detail=detail)
 
-    def _route(self, name: str) -> Revision:
+    def _route(self, name: str, key: str) -> Revision:
         # Only this name's: every request comes here, and there may be thousands of adapters.
         named = (
             one
@@ -210,7 +211,7 @@ class Gateway:
         route = build_routes(named).get(name)
         if route is None:
             raise unknown_model(name)
-        return route.choose(random.random())
+        return route.choose(key)
 
     def _check_tenant(self, revision: str | None) -> None:
         """Refuse a request beyond what its adapter's namespace may have in flight."""
@@ -264,7 +265,7 @@ class Gateway:
         fixed = target.revision
         if fixed is not None and (self._serving(fixed) or self._is_near(fixed)):
             return fixed
-        return self._route(target.served_name).entry.revision
+        return self._route(target.served_name, target.route_key).entry.revision
 
     def _serving(self, name: str) -> bool:
         revision = self._manager.get(name)

@@ -25,6 +25,8 @@ class Target:
     """Echoed in responses."""
     revision: str | None
     """None is the base model."""
+    route_key: str = ""
+    """What its revision was chosen by."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,12 @@ class Backend(Protocol):
         """Return what can be asked for now: the base model first, then adapters."""
         ...
 
-    def resolve(self, model: str | None) -> Target:
+    def resolve(self, model: str | None, route_key: str | None = None) -> Target:
         """Return what a name means now. `BASE_ALIASES` mean the base model.
+
+        Args:
+            model: The name.
+            route_key: Requests of one key get the same version while weights do not change.
 
         Raises:
             ModelNotFoundError: Nobody serves that name.

@@ -49,6 +49,8 @@ class Exchange:
     """What the client gave it, if anything, from admission to the last token."""
     ignored_fields: tuple[str, ...] = ()
     """Fields of the body that nobody here knows."""
+    route_key: str | None = None
+    """What the client wants its requests to be routed alike by."""
     num_body_bytes: int = 0
     abort_reason: AbortReason = "client_disconnect"
     """Why its generation was closed early, if it was."""

@@ -47,6 +47,7 @@ Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 NumTop = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 TypicalP = Annotated[Finite, Field(gt=0, le=1)]
 ModelName = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+RouteKey = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 
 Unsupported = Mapping[str, tuple[Any, ...]]
 """Fields that are known and not honoured, each with the values that change nothing anyway."""

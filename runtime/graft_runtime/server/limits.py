@@ -73,7 +73,7 @@ class LimitsMiddleware:
             await self._app(scope, receive, send)
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        exchange = Exchange(_request_id(headers), scope["path"])
+        exchange = Exchange(_request_id(headers), scope["path"], route_key=_route_key(headers))
         scope.setdefault("state", {})["exchange"] = exchange
         answer = _Answer(send, exchange)
         try:
@@ -163,6 +163,11 @@ def _facts(scope: Scope, exchange: Exchange, refusal: RequestError) -> dict[str,
         "status": refusal.status,
         "code": refusal.code,
     }
+
+
+def _route_key(headers: list[tuple[bytes, bytes]]) -> str | None:
+    given = next((value for name, value in headers if name == b"x-graft-route-key"), b"")
+    return given.decode("latin-1") or None
 
 
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:

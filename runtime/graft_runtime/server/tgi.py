@@ -88,7 +88,7 @@ async def _prepare(
     returns_prompt_by_default: bool = False,
 ) -> Call:
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
-    target = frontend.backend.resolve(parameters.adapter_id)
+    target = frontend.backend.resolve(parameters.adapter_id, exchange.route_key)
     text = await admit(frontend, len(fields.inputs))
     limit = frontend.backend.max_model_len
     ids = await encode_text(

@@ -78,6 +78,9 @@ class DiskCache:
         self._root = root
         self._max_bytes = max_bytes
         self._reserved_bytes = 0
+        self._sizes: dict[Path, tuple[int, int]] = {}
+        """When an entry's folder last changed, and its bytes then: nothing in it changes without
+        its folder, and looking at every file of thousands for each new one takes too long."""
         self._room = threading.Lock()
         with disk_errors():
             for name in (*Kind, _TMP, _LOCKS, _PARTIAL):
@@ -177,7 +180,9 @@ class DiskCache:
             for path in (self._root / kind).iterdir():
                 # Another process may evict meanwhile.
                 with suppress(FileNotFoundError):
-                    found.append((path.stat().st_mtime_ns, path, _folder_bytes(path)))
+                    status = path.stat()
+                    found.append((status.st_mtime_ns, path, self._size(path, status)))
+        self._sizes = {path: self._sizes[path] for _, path, _ in found}
         return sorted(found)
 
     def _abandoned(self) -> list[tuple[int, Path, int]]:
@@ -188,6 +193,13 @@ class DiskCache:
                 if not _is_held(path):
                     found.append((path.stat().st_mtime_ns, path, _folder_bytes(path)))
         return sorted(found)
+
+    def _size(self, path: Path, status: os.stat_result) -> int:
+        changed, size = self._sizes.get(path, (0, 0))
+        if changed != status.st_ctime_ns:
+            size = _folder_bytes(path)
+            self._sizes[path] = status.st_ctime_ns, size
+        return size
 
     def _evict_if_unused(self, path: Path) -> bool:
         try:

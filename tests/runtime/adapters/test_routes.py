@@ -33,28 +33,43 @@ def revision(
 
 def test_requests_are_shared_by_weight() -> None:
     route = build_routes([revision(1, weight=75), revision(2, weight=25)])["a"]
-    chosen = [route.choose(point / 1000).entry.revision[-1] for point in range(1000)]
-    assert (chosen.count("1"), chosen.count("2")) == (750, 250)
+    chosen = [route.choose(str(key)).entry.revision[-1] for key in range(4000)]
+    assert chosen.count("1") == pytest.approx(3000, abs=150)
+
+
+def test_a_key_keeps_its_version_whatever_the_order_and_moves_only_with_the_weight() -> None:
+    keys = [str(key) for key in range(1000)]
+
+    def chosen(*revisions: Revision) -> set[str]:
+        route = build_routes(revisions)["a"]
+        return {key for key in keys if route.choose(key).entry.revision.endswith("2")}
+
+    before = chosen(revision(1, weight=90), revision(2, weight=10))
+    assert before == chosen(revision(2, weight=10), revision(1, weight=90))
+    after = chosen(revision(1, weight=50), revision(2, weight=50))
+    assert before < after < set(keys)
+    assert chosen(revision(1, weight=0), revision(2, weight=100)) == set(keys)
+    assert chosen(revision(1, weight=100), revision(2, weight=0)) == set(), "rolled back at once"
 
 
 def test_a_standby_serves_only_while_nothing_else_of_the_name_does() -> None:
     old, new = revision(1, weight=0), revision(2, Phase.FETCHING)
     route = build_routes([old, new])["a"]
-    assert route.choose(0.5) is old
+    assert route.choose("k") is old
     new.phase = Phase.SERVING
-    assert route.choose(0.5) is new
+    assert route.choose("k") is new
 
 
 def test_a_bad_new_version_leaves_the_old_one_serving() -> None:
     old = revision(1, weight=0)
     bad = revision(2, Phase.FAILED, reason=Reason.NON_FINITE_WEIGHTS)
-    assert build_routes([old, bad])["a"].choose(0.0) is old
+    assert build_routes([old, bad])["a"].choose("k") is old
 
 
 def test_a_name_on_its_way_is_unavailable_and_says_when_to_come_back() -> None:
     route = build_routes([revision(1, Phase.FETCHING)])["a"]
     with pytest.raises(AdapterUnavailableError) as caught:
-        route.choose(0.0)
+        route.choose("k")
     assert caught.value.retry_after_seconds == 1
 
 
@@ -62,13 +77,13 @@ def test_a_name_on_its_way_is_unavailable_and_says_when_to_come_back() -> None:
 def test_a_failed_adapter_looks_like_an_absent_one_to_clients(reason: Reason) -> None:
     route = build_routes([revision(1, Phase.FAILED, reason=reason)])["a"]
     with pytest.raises(ModelNotFoundError, match="does not exist"):
-        route.choose(0.0)
+        route.choose("k")
 
 
 def test_a_source_that_may_come_back_is_worth_waiting_for() -> None:
     route = build_routes([revision(1, Phase.FAILED, reason=Reason.SOURCE_UNAVAILABLE)])["a"]
     with pytest.raises(AdapterUnavailableError):
-        route.choose(0.0)
+        route.choose("k")
 
 
 def test_aliases_lead_to_the_same_route_and_draining_versions_to_none() -> None:

@@ -98,7 +98,7 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
     Raises:
         RequestError: It cannot be, now or ever.
     """
-    target = frontend.backend.resolve(chat.fields.model)
+    target = frontend.backend.resolve(chat.fields.model, exchange.route_key or chat.fields.user)
     text, template, prompt = await encode_chat(frontend, chat.fields, chat.messages, chat.tools)
     fields = chat.fields.with_defaults(text.sampling_defaults)
     unread = fields.chat_template_kwargs.keys() - template.reads

@@ -94,7 +94,7 @@ def _read(body: Mapping[str, Any]) -> tuple[CompletionFields, list[Prompt], tupl
 async def _prepare(
     frontend: Frontend, exchange: Exchange, fields: CompletionFields, prompts: list[Prompt]
 ) -> Completion:
-    target = frontend.backend.resolve(fields.model)
+    target = frontend.backend.resolve(fields.model, exchange.route_key or fields.user)
     text = await admit(frontend, sum(map(len, prompts)))
     fields = fields.with_defaults(text.sampling_defaults)
     limit = frontend.backend.max_model_len

@@ -25,6 +25,7 @@ from graft_runtime.server.fields import (
     NumTop,
     Penalty,
     Repetition,
+    RouteKey,
     Temperature,
     TopK,
     TopP,
@@ -76,6 +77,8 @@ class SamplingFields(Fields):
     """Fields of both surfaces."""
 
     model: ModelName | None = None
+    user: RouteKey | None = None
+    """Requests of one user get the same version of an adapter."""
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
     top_k: TopK = 0
