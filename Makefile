@@ -60,8 +60,11 @@ test-control-plane: setup  ## the tests that need a real API server, brought up 
 conformance: setup  ## the real clients, from the package index, against a live pod (CLIENTS="openai ..." picks some)
 	@$(BIN)/python -m conformance $(CLIENTS)
 
-test-gpu: setup  ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+
+test-gpu: setup  ## the tests that need a CUDA device; without one it says so and tests nothing
+	@if $(HAS_GPU); then $(BIN)/python -m pytest -m gpu $(PYTEST_ARGS); \
+	else echo "test-gpu: there is no CUDA device on this machine: nothing was tested"; fi
 
 lint: setup  ## ruff's rules and layout
 	$(BIN)/ruff check .

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 
-from tests.support.gate import GateError, GateSettings
+from tests.support.gate import CPU, GateError, GateSettings
 from tests.support.gate_runs import gate
 from tests.support.peft_adapters import ALL_LINEAR, load_with_adapters, make_adapter
 from tests.support.tiny_models import make_model
@@ -49,18 +50,26 @@ class Made:
     def reference(self) -> PeftModel:
         return load_with_adapters(self.model_dir, self.adapters)
 
-    def agrees(self, work_dir: Path) -> None:
+    def agrees(self, work_dir: Path, settings: GateSettings | None = None) -> None:
         """Hold every row of mixed batches, with chunks and prefix hits, to the reference."""
         run, verdict = gate(
-            self.model_dir, self.adapters, self.reference, work_dir, count=20, repeats=True
+            self.model_dir,
+            self.adapters,
+            self.reference,
+            work_dir,
+            settings,
+            count=20,
+            repeats=True,
         )
         assert verdict.rows > 200
         assert run.engine.stats().prefix_hits > 0
         assert run.engine.stats().preemptions == 0
 
-    def agrees_when_preempted(self, work_dir: Path) -> None:
+    def agrees_when_preempted(self, work_dir: Path, device: torch.device = CPU) -> None:
         """Do it in a pool that is too small."""
-        settings = GateSettings(num_blocks=11, max_batch_tokens=24, max_chunk_tokens=8)
+        settings = GateSettings(
+            num_blocks=11, max_batch_tokens=24, max_chunk_tokens=8, device=device
+        )
         run, _ = gate(self.model_dir, self.adapters, self.reference, work_dir, settings, count=20)
         assert run.engine.stats().preemptions > 2
 

@@ -24,7 +24,8 @@ from graft_runtime.engine.flight import Flight
 from graft_runtime.engine.runner import Runner
 from graft_runtime.engine.scheduler import SchedulerLimits
 from graft_runtime.ipc.messages import RegisterAdapter, Sampling, Submit
-from graft_runtime.layers.attention.base import KvLayout
+from graft_runtime.layers.attention.base import AttentionFactory, KvLayout
+from graft_runtime.layers.attention.choose import choose_attention
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.lora.layout import SlotHeader, layout_hash, pages_for
 from graft_runtime.models.base import ModelArch
@@ -56,6 +57,8 @@ class GateSettings:
     max_running: int = 16
     max_chunk_tokens: int = 16
     num_pages: int = 8
+    device: torch.device = CPU
+    attention: AttentionFactory = choose_attention
 
 
 class Overheard:
@@ -82,7 +85,8 @@ class GateEngine(Engine):
         logits = self.overheard.steps.popleft()
         ending = [row for row in flight.batch.rows if row.samples]
         for row, logits_V in zip(ending, logits, strict=False):  # behind them: scored prompts
-            self.heard[row.request.request_id, row.start + row.num_tokens] = logits_V.clone()
+            position = row.start + row.num_tokens
+            self.heard[row.request.request_id, position] = logits_V.to(CPU, copy=True)
         return super()._retire(flight)
 
 
@@ -119,15 +123,17 @@ def start_engine(
 ) -> GateRun:
     """Build an engine as the pod does and register every adapter from a slot file of its own."""
     arch = read_model(model_dir)
-    slots = SlotPool(arch, num_pages=settings.num_pages, dtype=torch.float32, device=CPU)
+    device = settings.device
+    slots = SlotPool(arch, num_pages=settings.num_pages, dtype=torch.float32, device=device)
     decoder = load_model(
         model_dir,
         arch,
         dtype=torch.float32,
-        device=CPU,
+        device=device,
         kv=KvLayout(settings.num_blocks, settings.block_size),
         lora=slots.lora,
         on_progress=lambda _done, _total: None,
+        attention=settings.attention,
     )
     overheard = Overheard(decoder)
     limits = SchedulerLimits(
@@ -141,7 +147,7 @@ def start_engine(
         EngineLimits(
             limits, settings.num_blocks, max_len, frozenset(arch.eos_token_ids), arch.rope
         ),
-        Runner(overheard, CPU),
+        Runner(overheard, device),
         slots,
     )
     engine.overheard, engine.heard = overheard, {}

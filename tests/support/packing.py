@@ -29,7 +29,15 @@ class PackedSequence:
 class Packer:
     """Hands out blocks and builds batches."""
 
-    def __init__(self, *, num_blocks: int, block_size: int, scatter: random.Random | None) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        scatter: random.Random | None,
+        device: torch.device | None = None,
+    ) -> None:
+        self._device = device
         self.block_size = block_size
         self.free = list(range(num_blocks))
         if scatter is not None:
@@ -60,16 +68,18 @@ class Packer:
             starts.append(len(tokens))
             sequence.computed += count
         return ForwardBatch(
-            token_ids_T=torch.tensor(tokens),
-            positions_T=torch.tensor(positions),
-            slot_mapping_T=torch.tensor(mapping),
+            token_ids_T=torch.tensor(tokens, device=self._device),
+            positions_T=torch.tensor(positions, device=self._device),
+            slot_mapping_T=torch.tensor(mapping, device=self._device),
             query_starts=starts,
             seq_lens=[sequence.computed for sequence, _ in work],
             block_tables=[sequence.blocks for sequence, _ in work],
             adapter_slots=[sequence.slot for sequence, _ in work],
             rope_variants=[0] * len(work),
             logits_rows_S=torch.tensor(
-                list(range(len(tokens)) if rows is None else rows), dtype=torch.int64
+                list(range(len(tokens)) if rows is None else rows),
+                dtype=torch.int64,
+                device=self._device,
             ),
         )
 

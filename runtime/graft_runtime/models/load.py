@@ -8,8 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from graft_runtime.layers.attention.base import AttentionTraits, KvLayout, PagedKv
-from graft_runtime.layers.attention.cpu import CpuAttention
+from graft_runtime.layers.attention.base import (
+    AttentionFactory,
+    AttentionTraits,
+    KvLayout,
+    PagedKv,
+)
+from graft_runtime.layers.attention.choose import choose_attention
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.lora.base import LoraPool
 from graft_runtime.models.arch import DecoderArch
@@ -34,6 +39,7 @@ def load_model(
     kv: KvLayout,
     lora: LoraPool | None,
     on_progress: Progress,
+    attention: AttentionFactory = choose_attention,
 ) -> Model:
     """Build what `models/read.py` described.
 
@@ -43,10 +49,17 @@ def load_model(
     """
     if isinstance(arch, DecoderArch):
         return load_decoder(
-            model_dir, arch, dtype=dtype, device=device, kv=kv, lora=lora, on_progress=on_progress
+            model_dir,
+            arch,
+            dtype=dtype,
+            device=device,
+            kv=kv,
+            lora=lora,
+            on_progress=on_progress,
+            attention=attention,
         )
     if isinstance(arch, ForeignArch):
-        return _load_foreign(model_dir, arch, dtype, device, kv, lora, on_progress)
+        return _load_foreign(model_dir, arch, dtype, device, kv, lora, on_progress, attention)
     raise TypeError(f"{type(arch).__name__} is no description of a model")
 
 
@@ -58,6 +71,7 @@ def _load_foreign(
     kv: KvLayout,
     lora: LoraPool | None,
     on_progress: Progress,
+    attention: AttentionFactory,
 ) -> Model:
     from graft_runtime.models.transformers_backend import (
         TransformersModel,
@@ -81,6 +95,6 @@ def _load_foreign(
         device=device,
     )
     traits = AttentionTraits(arch.attention_scale, arch.windows, arch.attention_softcap)
-    model = TransformersModel(foreign, arch, attention=CpuAttention(paged, traits), lora=lora)
+    model = TransformersModel(foreign, arch, attention=attention(paged, traits), lora=lora)
     refuse_unlike(model, arch, own, dtype, kv, device)
     return model

@@ -15,8 +15,13 @@ from torch import Tensor
 
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
-from graft_runtime.layers.attention.base import AttentionTraits, KvLayout, PagedKv
-from graft_runtime.layers.attention.cpu import CpuAttention
+from graft_runtime.layers.attention.base import (
+    AttentionFactory,
+    AttentionTraits,
+    KvLayout,
+    PagedKv,
+)
+from graft_runtime.layers.attention.choose import choose_attention
 from graft_runtime.layers.linear import Linear
 from graft_runtime.layers.lora.base import LoraPool
 from graft_runtime.layers.lora.layout import LoraGroup
@@ -44,6 +49,7 @@ def load_decoder(
     kv: KvLayout,
     lora: LoraPool | None,
     on_progress: Progress,
+    attention: AttentionFactory = choose_attention,
 ) -> Decoder:
     """Build a decoder from the files in ``model_dir``.
 
@@ -83,7 +89,7 @@ def load_decoder(
             if arch.local_rope is not None
             else None
         ),
-        attention=CpuAttention(
+        attention=attention(
             paged, AttentionTraits(arch.attention_scale, arch.windows, arch.attention_softcap)
         ),
         lora=lora,

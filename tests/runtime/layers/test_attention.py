@@ -5,6 +5,7 @@ size.
 """
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graft_runtime.layers.attention.base import AttentionTraits, PagedKv, kv_bytes_per_block
+from graft_runtime.layers.attention.base import (
+    AttentionFactory,
+    AttentionTraits,
+    PagedKv,
+    kv_bytes_per_block,
+)
+from graft_runtime.layers.attention.choose import choose_attention
 from graft_runtime.layers.attention.cpu import CpuAttention
+from graft_runtime.layers.attention.gather import GatherAttention, Piece, groups
+from graft_runtime.layers.attention.varlen import FEATURES, VarlenAttention
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.rope_spec import RopeSpec
 from graft_runtime.models.arch import DecoderArch
+from tests.support.varlen_kernel import varlen_attn
 
 CPU = torch.device("cpu")
 BLOCK, HEADS, KV_HEADS, DIM = 4, 6, 2, 8
@@ -42,12 +52,22 @@ def plain(traits: AttentionTraits, q_nQD: Tensor, k_LKD: Tensor, v_LKD: Tensor) 
 
 PLAIN = AttentionTraits(DIM**-0.5, (None, None))
 
+BACKENDS: dict[str, AttentionFactory] = {
+    "cpu": CpuAttention,
+    "gather": GatherAttention,
+    "varlen, blocks gathered": lambda kv, traits: VarlenAttention(kv, traits, varlen_attn),
+    "varlen, blocks in place": lambda kv, traits: VarlenAttention(
+        kv, traits, varlen_attn, page_multiple=1
+    ),
+}
+
 
 def check(
     lengths: list[tuple[int, int]],
     tables: list[list[int]],
     num_blocks: int,
     traits: AttentionTraits = PLAIN,
+    backend: AttentionFactory = CpuAttention,
 ) -> None:
     """Fill the cache with each row's past, then run a step and compare."""
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +101,7 @@ def check(
     new_v = torch.cat(
         [v[length - count :] for v, (count, length) in zip(values, lengths, strict=True)]
     )
-    out = CpuAttention(kv, traits).prepare(batch).attend(1, torch.cat(queries), new_k, new_v)
+    out = backend(kv, traits).prepare(batch).attend(1, torch.cat(queries), new_k, new_v)
     expected = torch.cat([plain(traits, *row) for row in zip(queries, keys, values, strict=True)])
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
     assert not kv.keys_NBKD[0].any(), "another layer's cache was written"
@@ -91,7 +111,8 @@ SHAPE = st.integers(1, 30).flatmap(lambda end: st.tuples(st.integers(1, end), st
 """New tokens, and the context's length with them."""
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     shapes=st.lists(
         st.integers(1, 30).flatmap(
@@ -106,6 +127,7 @@ SHAPE = st.integers(1, 30).flatmap(lambda end: st.tuples(st.integers(1, end), st
     softcap=st.none() | st.floats(0.1, 2.0),
 )
 def test_any_mix_of_chunks_and_decodes(
+    backend: str,
     shapes: list[tuple[int, int]],
     seed: int | None,
     window: int | None,
@@ -120,12 +142,65 @@ def test_any_mix_of_chunks_and_decodes(
         used = -(-length // BLOCK)
         tables.append(free[:used])
         free = free[used:]
-    check(shapes, tables, 50, AttentionTraits(0.4, (other_window, window), softcap))
+    cap = None if backend.startswith("varlen") else softcap
+    traits = AttentionTraits(0.4, (other_window, window), cap)
+    check(shapes, tables, 50, traits, BACKENDS[backend])
 
 
-def test_blocks_beyond_the_context_are_not_read() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_blocks_beyond_the_context_are_not_read(backend: str) -> None:
     # Blocks are allocated ahead; the table's tail may break the run and hold anything.
-    check([(1, 5), (3, 8)], [[3, 4, 0], [7, 8, 1, 2]], 10)
+    check([(1, 5), (3, 8)], [[3, 4, 0], [7, 8, 1, 2]], 10, backend=BACKENDS[backend])
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_bounds_on_memory_cut_groups_and_pieces(
+    softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graft_runtime.layers.attention.gather.MAX_SCORES", 40)
+    monkeypatch.setattr("graft_runtime.layers.attention.gather.MAX_GATHERED", 30)
+    shapes = [(1, 9), (9, 9), (1, 30), (17, 30), (2, 3)]
+    tables = [list(range(8 * row, 8 * row + 8)) for row in range(5)]
+    check(shapes, tables, 40, AttentionTraits(0.4, (None, 7), softcap), GatherAttention)
+
+
+def test_pieces_of_similar_size_share_a_product() -> None:
+    def piece(count: int, length: int) -> Piece:
+        return Piece(start=0, count=count, position=length - count, first=0, row=0)
+
+    decodes = [piece(1, 100 + number) for number in range(64)]
+    chunk, far = piece(200, 300), piece(1, 9000)
+    found = list(groups([chunk, *decodes, far]))
+    assert [len(group) for group in found] == [64, 1, 1]
+    assert found[1:] == [[far], [chunk]]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "dim", "softcap", "lacking"),
+    [
+        ("cpu", torch.bfloat16, 64, None, "device cpu"),
+        ("meta", torch.float32, 64, None, "dtype torch.float32"),
+        ("meta", torch.bfloat16, 12, None, "heads of 12"),
+        ("meta", torch.bfloat16, 264, None, "heads of 264"),
+        ("meta", torch.bfloat16, 64, 30.0, "a soft cap"),
+        ("meta", torch.bfloat16, 64, None, None),
+    ],
+)
+def test_a_backend_says_what_it_lacks(
+    device: str, dtype: torch.dtype, dim: int, softcap: float | None, lacking: str | None
+) -> None:
+    kv = PagedKv(1, 1, BLOCK, 1, dim, dtype, torch.device(device))
+    features = FEATURES if device == "cpu" else replace(FEATURES, devices=frozenset({"meta"}))
+    assert features.lacks(kv, AttentionTraits(1.0, (None,), softcap)) == lacking
+
+
+def test_the_first_backend_that_fits_is_chosen() -> None:
+    def chosen(device: str) -> object:
+        kv = PagedKv(1, 1, BLOCK, 1, 64, torch.bfloat16, torch.device(device))
+        return type(choose_attention(kv, AttentionTraits(1.0, (None,))))
+
+    assert chosen("cpu") is CpuAttention
+    assert chosen("meta") is GatherAttention
 
 
 def test_the_cache_starts_as_zeros() -> None:

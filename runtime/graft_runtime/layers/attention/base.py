@@ -5,6 +5,7 @@ Shape legend: T tokens, Q query heads, K key/value heads, D head size, N blocks,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,6 +81,33 @@ class PagedKv:
         self.values_NBKD[layer].flatten(0, 1).index_copy_(0, slots_T, values_TKD)
 
 
+@dataclass(frozen=True)
+class AttentionFeatures:
+    """What a backend can do; it is chosen only where it fits."""
+
+    devices: frozenset[str] | None = None
+    """Kinds of device; None is any."""
+    dtypes: frozenset[torch.dtype] | None = None
+    """None is any."""
+    head_dim_multiple: int = 1
+    max_head_dim: int | None = None
+    softcaps: bool = True
+
+    def lacks(self, kv: PagedKv, traits: AttentionTraits) -> str | None:
+        """Return what a model needs that is not there; None if it fits."""
+        keys = kv.keys_NBKD[0]
+        head_dim = keys.shape[-1]
+        if self.devices is not None and keys.device.type not in self.devices:
+            return f"device {keys.device.type}"
+        if self.dtypes is not None and keys.dtype not in self.dtypes:
+            return f"dtype {keys.dtype}"
+        if head_dim % self.head_dim_multiple or head_dim > (self.max_head_dim or head_dim):
+            return f"heads of {head_dim}"
+        if traits.softcap is not None and not self.softcaps:
+            return "a soft cap"
+        return None
+
+
 class StepAttention(Protocol):
     """Attention for the rows of one step, prepared once and used by every layer."""
 
@@ -92,6 +120,10 @@ class AttentionBackend(Protocol):
 
     def prepare(self, batch: ForwardBatch) -> StepAttention:
         """Work out once per step what all layers share."""
+
+
+AttentionFactory = Callable[[PagedKv, AttentionTraits], AttentionBackend]
+"""Makes the backend of a model over its cache."""
 
 
 def kv_bytes_per_block(arch: CachedModel, block_size: int, dtype: torch.dtype) -> int:
