@@ -43,6 +43,7 @@ def test_every_family_is_there_before_the_first_request() -> None:
         "graft_adapters gauge",
         "graft_adapter_load_seconds histogram",
         "graft_engine_restarts_total counter",
+        "graft_engine_host_seconds histogram",
         "graft_loop_lag_seconds gauge",
     ):
         assert f"# TYPE {family}\n" in text

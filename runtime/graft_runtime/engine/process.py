@@ -54,11 +54,13 @@ class EngineLoop:
         self._engine = engine
         self._channel = channel
         self._last_sent = 0.0
+        self._host_seconds: float | None = None
         self._leaving = False
 
     def run(self) -> None:
         """Go round until `Shutdown`."""
         patience = 0.0
+        mark = time.thread_time()
         while not self._leaving:
             for message in self._channel.receive(patience):
                 self._take(message)
@@ -68,6 +70,9 @@ class EngineLoop:
             patience = self._patience(report)
             if was_busy and not self._engine.has_work:
                 self._engine.check_integrity()
+            now = time.thread_time()
+            self._host_seconds = now - mark if report.num_tokens else None
+            mark = now
 
     def _take(self, message: ToEngine) -> None:
         match message:
@@ -97,5 +102,6 @@ class EngineLoop:
             self._channel.send(event)
         now = time.monotonic()
         if report.outputs or now - self._last_sent >= HEARTBEAT_SECONDS:
-            self._channel.send(StepOutputs(report.outputs, self._engine.stats()))
+            stats = self._engine.stats()
+            self._channel.send(StepOutputs(report.outputs, stats, self._host_seconds))
             self._last_sent = now

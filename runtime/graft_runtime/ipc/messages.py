@@ -224,6 +224,9 @@ class StepOutputs(msgspec.Struct, frozen=True, tag=True):
 
     outputs: list[TokenOutput]
     stats: EngineStats
+    host_seconds: float | None = None
+    """Processor time that the step before this one took of the loop that schedules steps, prepares
+    their inputs, and reads and writes messages; what the device does is not in it."""
 
 
 ResidencyState = Literal["registered", "loading", "resident", "failed", "removed"]

@@ -21,3 +21,8 @@ LATENCY_BUCKETS: Final = (
 """Seconds; vLLM's."""
 LOAD_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Seconds; the promise is one second, five at worst."""
+HOST_BUCKETS: Final = (
+    *(0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.00125, 0.0015, 0.002, 0.0025, 0.003),
+    *(0.004, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1),
+)
+"""Seconds; the promise is 1.5 milliseconds with 256 requests."""

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from graft_protocol.reasons import AdapterState
 from graft_runtime.metrics.buckets import (
     FIRST_TOKEN_BUCKETS,
+    HOST_BUCKETS,
     INTER_TOKEN_BUCKETS,
     LATENCY_BUCKETS,
     LOAD_BUCKETS,
@@ -129,6 +130,11 @@ class Metrics:
         self._engine_restarts = self._counter(
             "graft_engine_restarts", "Times the engine process was started again."
         )
+        self._host_time = self._histogram(
+            "graft_engine_host_seconds",
+            "Processor time of the engine's own loop per step, the device's work not counted.",
+            HOST_BUCKETS,
+        )
         self._aborted = self._counter(
             "graft_aborted", "Requests given up before their end, by reason.", ("reason",)
         )
@@ -169,6 +175,10 @@ class Metrics:
             gauge.set(0)
         self._tgi_batch.set(0)
         self._tgi_queue.set(0)
+
+    def host_time(self, seconds: float) -> None:
+        """Record what a step took of the engine's own loop."""
+        self._host_time.observe(seconds)
 
     def engine_restarted(self) -> None:
         """Count another start of the engine process."""

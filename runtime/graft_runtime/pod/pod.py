@@ -217,6 +217,8 @@ class Pod:
             case _:
                 self._state.stats = message.stats
                 self._metrics.observe_stats(message.stats)
+                if message.host_seconds is not None:
+                    self._metrics.host_time(message.host_seconds)
                 for output in message.outputs:
                     self.gateway.streams.deliver(output)
                 return  # the hot path: nothing below depends on tokens
