@@ -14,6 +14,8 @@ import asyncio
 import json
 import os
 import random
+import signal
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -33,7 +35,7 @@ from bench.engine_parts import (
 )
 
 PROMPT = NEW = 128
-HOST_REQUESTS, HOST_ADAPTERS, HOST_NEW = 256, 64, 200
+HOST_REQUESTS, HOST_ADAPTERS, HOST_NEW = 256, 64, 64
 HISTOGRAM = 'graft_engine_host_seconds_bucket{le="'
 
 
@@ -159,7 +161,9 @@ async def host_case(arguments: argparse.Namespace, folder: Path) -> None:
         for number, prompt in enumerate(prompts(chance, HOST_REQUESTS))
     ]
     async with serve(model, engine, pages=HOST_ADAPTERS) as server:
+        begin = time.perf_counter()
         await server.load_adapters(adapters)
+        print(f"{HOST_ADAPTERS} adapters loaded in {time.perf_counter() - begin:.1f} s", flush=True)
         await generate(server, bodies[:16])
         for _ in range(arguments.repeats):
             before = await server.metrics()
@@ -201,6 +205,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--host", action="store_true")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # or the server would stay behind
     with tempfile.TemporaryDirectory() as folder:
         if arguments.host:
             asyncio.run(host_case(arguments, Path(folder)))
