@@ -117,12 +117,13 @@ def _precedence(adapter: LoraAdapter, context: AcceptContext) -> tuple[bool, str
 def _refused(
     service: InferenceService, adapter: LoraAdapter, context: AcceptContext
 ) -> Verdict | None:
-    foreign = adapter.metadata.namespace != service.metadata.namespace
-    if foreign and service.spec.adapters.allowed_namespaces.from_ != "All":
+    own, namespace = service.metadata.namespace, adapter.metadata.namespace
+    foreign = namespace != own
+    if not service.spec.adapters.allowed_namespaces.admits(namespace, own):
         return Verdict(
             Reason.REF_NOT_PERMITTED,
-            f"InferenceService {service.metadata.namespace}/{service.metadata.name} takes adapters "
-            "from its own namespace only (spec.adapters.allowedNamespaces)",
+            f"InferenceService {own}/{service.metadata.name} takes no adapters from namespace "
+            f"{namespace} (spec.adapters.allowedNamespaces)",
         )
     if foreign and (adapter.spec.served_name or adapter.spec.aliases):
         return Verdict(

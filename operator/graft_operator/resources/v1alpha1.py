@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE
 from graft_operator.resources.canary import AdapterRollout
@@ -41,6 +41,8 @@ ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+$"
 CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 TIME_PATTERN = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z$"
 ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+NAMES_WHEN_LISTED = "names goes with from: Listed, and only with that"
 
 NO_DOT_DOT = {
     "x-kubernetes-validations": [
@@ -122,8 +124,32 @@ class EngineSpec(Closed):
 class AllowedNamespaces(Closed):
     """From where adapters may attach."""
 
-    from_: Annotated[Literal["Same", "All"], Field(alias="from")] = "Same"
-    """`Same`: the service's own namespace. `All`: every namespace."""
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "(self.from == 'Listed') == has(self.names)",
+                    "message": NAMES_WHEN_LISTED,
+                }
+            ]
+        }
+    )
+
+    from_: Annotated[Literal["Same", "Listed", "All"], Field(alias="from")] = "Same"
+    """`Same`: the service's own namespace. `Listed`: that, and those in `names`. `All`: every
+    namespace."""
+    names: Annotated[tuple[Namespace, ...], Field(max_length=256)] | None = None
+    """Namespaces that are let in with `from: Listed`."""
+
+    @model_validator(mode="after")
+    def _lists_if_listed(self) -> AllowedNamespaces:
+        if (self.from_ == "Listed") != (self.names is not None):
+            raise ValueError(NAMES_WHEN_LISTED)
+        return self
+
+    def admits(self, namespace: str, own: str) -> bool:
+        """Whether adapters of a namespace may attach to a service in another, or the same."""
+        return self.from_ == "All" or namespace == own or namespace in (self.names or ())
 
 
 class AdaptersSpec(Closed):

@@ -39,6 +39,15 @@ def test_an_adapter_of_another_namespace_needs_consent() -> None:
     assert taken.names.every == ("tenant/shout",)
 
 
+def test_listed_namespaces_and_the_services_own_are_let_in() -> None:
+    listed = {"allowedNamespaces": {"from": "Listed", "names": ["tenant"]}}
+    assert verdict(make_adapter("shout", "tenant"), adapters=listed).is_accepted
+    assert verdict(make_adapter("shout"), adapters=listed).is_accepted
+    refused = verdict(make_adapter("shout", "other"), adapters=listed)
+    assert refused.reason is Reason.REF_NOT_PERMITTED
+    assert "from namespace other" in refused.message
+
+
 def test_an_adapter_of_another_namespace_chooses_no_other_name() -> None:
     foreign = make_adapter("shout", "tenant", servedName="loud")
     refused = verdict(foreign, adapters={"allowedNamespaces": {"from": "All"}})
