@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.adapters.validate import validate_adapter
 from graft_runtime.engine.engine import Engine, EngineLimits
 from graft_runtime.engine.flight import Flight
-from graft_runtime.engine.runner import Runner
+from graft_runtime.engine.runner import PoolingModel, Runner
 from graft_runtime.engine.scheduler import SchedulerLimits
 from graft_runtime.ipc.messages import RegisterAdapter, Sampling, Submit
 from graft_runtime.layers.attention.base import AttentionFactory, KvLayout
@@ -72,6 +73,14 @@ class Overheard:
         logits = self._decoder.forward(batch)
         self.steps.append(logits)
         return logits
+
+    def forward_pooled(
+        self, batch: ForwardBatch, bounds: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        assert isinstance(self._decoder, PoolingModel)
+        logits, pooled = self._decoder.forward_pooled(batch, bounds)
+        self.steps.append(logits)
+        return logits, pooled
 
 
 class GateEngine(Engine):

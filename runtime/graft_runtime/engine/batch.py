@@ -22,6 +22,8 @@ class Row(NamedTuple):
     """Whether this part reaches the last token, so that a new one is sampled."""
     scored: range
     """Positions of the prompt's tokens whose scores this part brings."""
+    pooled: range
+    """Positions of the tokens whose hidden states it adds up."""
     slot: int
     table: list[int]
     """The request's blocks. It may have lost them since: until the step retires they are here."""
@@ -51,5 +53,10 @@ def row_of(request: Request, num_tokens: int) -> Row:
         first = max(start, request.num_scored) + 1
         scored = range(first, min(start + num_tokens + 1, request.num_prompt))
     samples = num_tokens == request.num_remaining
+    pooled = range(0)
+    if request.sampling.pooling == "mean":
+        pooled = range(start, start + num_tokens)
+    elif request.sampling.pooling == "last" and samples:
+        pooled = range(start + num_tokens - 1, start + num_tokens)
     slot, table, epoch = request.slot, request.blocks, request.epoch
-    return Row(request, start, num_tokens, samples, scored, slot, table, epoch)
+    return Row(request, start, num_tokens, samples, scored, pooled, slot, table, epoch)

@@ -13,7 +13,7 @@ from graft_protocol.reasons import Reason
 from graft_runtime.adapters.file_reader import PageCacheReader
 from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.engine.engine import Engine, EngineLimits
-from graft_runtime.engine.runner import Runner
+from graft_runtime.engine.runner import PoolingModel, Runner
 from graft_runtime.engine.scheduler import SchedulerLimits
 from graft_runtime.errors import GrammarError, ReasonedError
 from graft_runtime.ipc.messages import EngineProgress, EngineReady, Sampling, Submit
@@ -75,7 +75,9 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
     )
     eos_ids = frozenset(arch.eos_token_ids)
     engine = Engine(
-        EngineLimits(limits, num_blocks, max_model_len, eos_ids, arch.rope),
+        EngineLimits(
+            limits, num_blocks, max_model_len, eos_ids, arch.rope, isinstance(model, PoolingModel)
+        ),
         Runner(model, device),
         slots,
         _vocabulary(settings.model_dir, arch),

@@ -18,6 +18,7 @@ from graft_runtime.engine.outputs import (
     NOT_FINITE,
     RowOutput,
     impossible,
+    pooled_output,
     token_output,
 )
 from graft_runtime.engine.plan import build_plan, build_sample_plan
@@ -51,6 +52,8 @@ class EngineLimits:
     eos_ids: frozenset[int]
     rope: RopeSpec = PLAIN_ROPE
     """The model's rotary embedding; for most it is the same whatever a sequence's length."""
+    can_pool: bool = False
+    """Whether the model gives hidden states."""
 
 
 @dataclass
@@ -111,8 +114,12 @@ class Engine:
         if problem is not None:
             self._report.outputs.append(_ended(message.request_id, "error", problem))
             return
-        self._arrivals += 1
         sampling = message.sampling
+        if sampling.pooling is not None and not self.limits.can_pool:
+            problem = "this model gives no embeddings"
+            self._report.outputs.append(impossible(message.request_id, problem))
+            return
+        self._arrivals += 1
         eos_ids = frozenset() if sampling.ignore_eos else self.limits.eos_ids
         stop_ids = eos_ids | frozenset(sampling.stop_token_ids)
         # A request samples one token at least, whatever it was told.
@@ -297,6 +304,8 @@ class Engine:
         if request.has_ended:
             return  # what was computed for it is dropped
         request.prompt_scores += output.prompt_scores
+        if output.pooled_H is not None:
+            request.pool(row.start, output.pooled_H)
         if row.samples:
             self._deliver(request, output)
 
@@ -338,6 +347,10 @@ class Engine:
         token = result.token
         if token == NOT_FINITE:
             self._end(request, "error", "the model's output for this request is not a number")
+            return
+        if request.sampling.pooling is not None:
+            self._end(request)
+            self._report.outputs.append(pooled_output(request))
             return
         if token == NO_TOKEN:
             self._end(request)

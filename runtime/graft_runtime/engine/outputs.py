@@ -2,7 +2,8 @@
 
 The engine calls it; it changes no request.
 
-Shape legend: S rows that get a new token, P tokens of prompts that are scored, K likeliest tokens.
+Shape legend: S rows that get a new token, P tokens of prompts that are scored, E rows
+whose hidden states are pooled, H hidden size, K likeliest tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from graft_runtime.engine.batch import Row
 from graft_runtime.engine.plan import PromptScores, StepResult
 from graft_runtime.engine.request import Request
 from graft_runtime.ipc.messages import FinishReason, TokenOutput, TokenScore
-from graft_runtime.sampling.batch import IntArray
+from graft_runtime.sampling.batch import FloatArray, IntArray
 
 NOT_FINITE = -1
 NO_TOKEN = -2
@@ -33,6 +34,8 @@ class RowOutput:
     logprob: float | None = None
     top: Alternatives | None = None
     prompt_scores: Sequence[TokenScore] = ()
+    pooled_H: FloatArray | None = None
+    """Sum of hidden states, where any are pooled."""
 
 
 def row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> Iterator[RowOutput]:
@@ -45,21 +48,25 @@ def row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> I
     """
     places = {row: place for place, row in enumerate(sampled.tolist())}
     tokens = result.token_ids_S.tolist()
-    ending = scored = 0
+    ending = scored = pooled = 0
     for row in rows:
+        sum_H = None
+        if row.pooled and result.pooled_EH is not None:
+            sum_H = result.pooled_EH[pooled]
+            pooled += 1
         prompt = _prompt_scores(row, result.prompt, scored)
         scored += len(row.scored)
         place = places.get(ending) if row.samples else None
         ending += row.samples
         if place is None:
-            yield RowOutput(prompt_scores=prompt)
+            yield RowOutput(prompt_scores=prompt, pooled_H=sum_H)
             continue
         logprob = None if result.logprobs_S is None else float(result.logprobs_S[place])
         top = None
         if result.top is not None:
             ids, logprobs = result.top.ids_SK[place], result.top.logprobs_SK[place]
             top = _alternatives(ids, logprobs, row.request.sampling.top_logprobs)
-        yield RowOutput(tokens[place], logprob, top, prompt)
+        yield RowOutput(tokens[place], logprob, top, prompt, sum_H)
 
 
 def token_output(request: Request, row: RowOutput, finish: FinishReason | None) -> TokenOutput:
@@ -81,6 +88,20 @@ def token_output(request: Request, row: RowOutput, finish: FinishReason | None) 
 def impossible(request_id: str, message: str) -> TokenOutput:
     """Return the end of a request that cannot be fulfilled by what it asks for itself."""
     return TokenOutput(request_id, [], None, "error", message, is_impossible=True)
+
+
+def pooled_output(request: Request) -> TokenOutput:
+    """Return the message that ends a request for hidden states; it brings no token."""
+    pooled_H = request.pooled_H
+    assert pooled_H is not None, "every part of the prompt adds to it"  # noqa: S101 - ours
+    count = request.num_prompt if request.sampling.pooling == "mean" else 1
+    return TokenOutput(
+        request.request_id,
+        [],
+        finish_reason="stop",
+        num_cached=request.num_cached,
+        embedding=(pooled_H / count).astype("<f4").tobytes(),
+    )
 
 
 def _prompt_scores(row: Row, prompt: PromptScores | None, start: int) -> list[TokenScore]:

@@ -8,7 +8,8 @@ later, in a `SamplePlan`, when everything before it is known.
 
 Shape legend: T tokens, C carried tokens, R rows (requests), L rows that reach their last token, S
 rows that get a new token (L without those that ended meanwhile), P tokens of prompts that are
-scored, K likeliest tokens, N block ids of all rows.
+scored, E rows whose hidden states are pooled, H hidden size, K likeliest tokens, N block ids of all
+rows.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class StepPlan:
     """The tokens after them."""
     num_prompt_top: int
     """How many of the likeliest tokens are wanted with each of them."""
+    pooled_E: list[tuple[int, int]]
+    """Bounds in T: whose hidden states are added up, for each row that wants that."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class StepResult:
     logprobs_S: FloatArray | None
     top: TopTokens | None = None
     prompt: PromptScores | None = None
+    pooled_EH: FloatArray | None = None
+    """Sums of hidden states."""
 
 
 def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
@@ -128,6 +133,11 @@ def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
         prompt_rows_P=prompt_rows_P,
         prompt_targets_P=prompt_targets_P,
         num_prompt_top=max((row.request.sampling.prompt_logprobs or 0 for row in rows), default=0),
+        pooled_E=[
+            (first + row.pooled.start - row.start, first + row.pooled.stop - row.start)
+            for row, first in zip(rows, query_starts.tolist(), strict=False)
+            if row.pooled
+        ],
     )
 
 

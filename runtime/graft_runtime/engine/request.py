@@ -1,4 +1,7 @@
-"""One request as the engine sees it: token ids, progress, and the resources it holds."""
+"""One request as the engine sees it: token ids, progress, and the resources it holds.
+
+Shape legend: H hidden size.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, field
 from graft_runtime.engine.kv_cache import BlockKey, next_key, root_key
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.ipc.messages import FinishReason, Sampling, TokenScore
+from graft_runtime.sampling.batch import FloatArray
 from graft_runtime.sampling.grammar import GrammarState
 from graft_runtime.sampling.plugins import BoundProcessor
 
@@ -75,6 +79,8 @@ class Request:
 
     prompt_scores: list[TokenScore] = field(default_factory=list)
     """Of the prompt's second token and those after it, as far as known."""
+    pooled_H: FloatArray | None = None
+    """Sum of the hidden states that are pooled, as far as known."""
     num_scored: int = 0
     """How many of these are known or will come from launched steps."""
 
@@ -83,6 +89,17 @@ class Request:
         """Whether tokens of its prompt are still to be scored, so that none may come from cache."""
         wanted = self.sampling.prompt_logprobs is not None
         return wanted and self.num_scored < self.num_prompt - 1
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether something is wanted of every token, so that none may come from the cache."""
+        return self.is_scoring or self.sampling.pooling == "mean"
+
+    def pool(self, start: int, sum_H: FloatArray) -> None:
+        """Add hidden states. One that was preempted begins anew at its start."""
+        if start and self.pooled_H is not None:
+            sum_H = sum_H + self.pooled_H
+        self.pooled_H = sum_H
 
     @property
     def num_output(self) -> int:

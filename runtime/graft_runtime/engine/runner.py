@@ -5,13 +5,15 @@ tokens from them. The tokens stay on the device for the next step, which may be 
 anybody has seen them.
 
 Shape legend: T tokens, C carried tokens, L rows that reach their last token, S rows that get a new
-token, P tokens of prompts that are scored, K likeliest tokens, V vocabulary.
+token, P tokens of prompts that are scored, E rows whose hidden states are pooled, H hidden size, K
+likeliest tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,16 +35,34 @@ class Model(Protocol):
         """Return float32 logits [S, V]."""
 
 
+@runtime_checkable
+class PoolingModel(Model, Protocol):
+    """A model that gives hidden states, too."""
+
+    def forward_pooled(
+        self, batch: ForwardBatch, bounds: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits, and sums of hidden states [E, H] between bounds in T."""
+
+
+class Forwarded(NamedTuple):
+    """What a forward pass leaves on the device."""
+
+    logits: Tensor
+    """[L + P, V]."""
+    pooled_EH: Tensor | None = None
+
+
 class StepHandle:
     """A launched step."""
 
-    def __init__(self, runner: Runner, plan: StepPlan, forward: Future[Tensor]) -> None:
+    def __init__(self, runner: Runner, plan: StepPlan, forward: Future[Forwarded]) -> None:
         """Keep what is on its way.
 
         Args:
             runner: Where it was launched.
             plan: What was launched.
-            forward: Its logits [L + P, V].
+            forward: Its logits, and what else it brings.
         """
         self._runner = runner
         self._plan = plan
@@ -79,17 +99,24 @@ class Runner:
         """Start a step's forward pass."""
         batch = self._forward_batch(plan)
         carried_C, from_C = self._tensor(plan.carried_C), self._tensor(plan.carried_from_C)
-        future = self._lane.submit(lambda: self._run(batch, carried_C, from_C))
+        bounds = plan.pooled_E
+        future = self._lane.submit(lambda: self._run(batch, carried_C, from_C, bounds))
         return StepHandle(self, plan, future)
 
     def launch_sampling(
-        self, step: StepPlan, forward: Future[Tensor], plan: SamplePlan
+        self, step: StepPlan, forward: Future[Forwarded], plan: SamplePlan
     ) -> Future[_Landing]:
         """Start the choice of a step's tokens, and the scoring of its prompts' tokens."""
         return self._lane.submit(lambda: self._sample(step, forward.result(), plan))
 
     @torch.inference_mode()
-    def _run(self, batch: ForwardBatch, carried_C: Tensor, from_C: Tensor) -> Tensor:
+    def _run(
+        self,
+        batch: ForwardBatch,
+        carried_C: Tensor,
+        from_C: Tensor,
+        bounds: Sequence[tuple[int, int]],
+    ) -> Forwarded:
         tokens_S, self._tokens_S = self._tokens_S, None
         if len(carried_C):
             if tokens_S is None:
@@ -97,10 +124,16 @@ class Runner:
                 raise GraftRuntimeError(message)
             # A row without a token has a negative number, and its next row's output is dropped.
             batch.token_ids_T[carried_C] = tokens_S[from_C].clamp(min=0)
-        return self._model.forward(batch)
+        if not bounds:
+            return Forwarded(self._model.forward(batch))
+        if not isinstance(self._model, PoolingModel):
+            message = "the model gives no hidden states"
+            raise GraftRuntimeError(message)
+        return Forwarded(*self._model.forward_pooled(batch, bounds))
 
     @torch.inference_mode()
-    def _sample(self, step: StepPlan, logits: Tensor, plan: SamplePlan) -> _Landing:
+    def _sample(self, step: StepPlan, forwarded: Forwarded, plan: SamplePlan) -> _Landing:
+        logits, pooled_EH = forwarded
         num_ending = len(step.logits_rows_L)
         sampled = Sampled(torch.empty(0, dtype=torch.int64, device=logits.device), None)
         if len(plan.rows_S):
@@ -110,10 +143,11 @@ class Runner:
             sampled = sample(logits_SV, plan.sampling)
         self._tokens_S = sampled.token_ids_S
         if not len(step.prompt_rows_P):
-            return _Landing(sampled, None)
+            return _Landing(sampled, None, pooled_EH)
         targets_P = self._tensor(step.prompt_targets_P)
         scores = score(logits[num_ending:], targets_P, step.num_prompt_top)
-        return _Landing(sampled, (scores, rank(logits[num_ending:], targets_P)))
+        ranks_P = rank(logits[num_ending:], targets_P)
+        return _Landing(sampled, (scores, ranks_P), pooled_EH)
 
     def _forward_batch(self, plan: StepPlan) -> ForwardBatch:
         bounds = zip(plan.block_starts[:-1].tolist(), plan.block_starts[1:].tolist(), strict=True)
@@ -138,13 +172,17 @@ class Runner:
 class _Landing:
     """A step's tokens on their way to the host."""
 
-    def __init__(self, sampled: Sampled, prompt: tuple[Scores, Tensor] | None) -> None:
+    def __init__(
+        self, sampled: Sampled, prompt: tuple[Scores, Tensor] | None, pooled_EH: Tensor | None
+    ) -> None:
         """Start the copies.
 
         Args:
             sampled: Tokens and their log probabilities.
             prompt: Scores and ranks [P] of prompts' tokens.
+            pooled_EH: Sums of hidden states.
         """
+        self._pooled_EH = None if pooled_EH is None else _to_host(pooled_EH)
         token_ids_S, logprobs_S, ids_SK, top_SK = sampled
         self._tokens_S = _to_host(token_ids_S)
         self._logprobs_S = None if logprobs_S is None else _to_host(logprobs_S)
@@ -173,6 +211,7 @@ class _Landing:
             None if self._logprobs_S is None else self._logprobs_S.numpy(),
             None if self._top is None else TopTokens(*(one.numpy() for one in self._top)),
             prompt,
+            None if self._pooled_EH is None else self._pooled_EH.numpy(),
         )
 
 

@@ -220,8 +220,8 @@ class Scheduler:
     def _admit(self, request: Request, slot: int) -> bool:
         size = self.limits.block_size
         # The last token is always computed: its logits are what the request came for.
-        # Nor may anything come from the cache while the prompt's tokens are scored.
-        num_shareable = 0 if request.is_scoring else (len(request.tokens) - 1) // size
+        # Nor may anything come from the cache while something is wanted of each of its tokens.
+        num_shareable = 0 if request.needs_all else (len(request.tokens) - 1) // size
         shareable = request.block_keys(num_shareable, size)
         found = self.pool.find(shareable)
         self.pool.share(found)  # before anything is allocated, or it might be evicted for that

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
+Pooling = Literal["last", "mean"]
+"""Which of a prompt's hidden states are returned: the last token's, or the mean of all."""
+
 
 class Watermark(msgspec.Struct, frozen=True, kw_only=True):
     """How an output is marked; names and defaults are those of transformers' configuration."""
@@ -74,6 +77,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Whether these are of the distribution that was drawn from, not of the model's own."""
     prompt_logprobs: int | None = None
     """As ``top_logprobs`` for each token of the prompt but the first; None returns nothing."""
+    pooling: Pooling | None = None
+    """Return the prompt's hidden states, pooled, and end without a token."""
     grammar: str | None = None
     """Text of the grammar that the output follows; checked by `graft_runtime.sampling`."""
     watermark: Watermark | None = None
@@ -201,6 +206,8 @@ class TokenOutput(msgspec.Struct, frozen=True):
     """Per token the likeliest ones there, the best first; none that is out of the question."""
     prompt_scores: list[TokenScore] | None = None
     """Of the prompt's second token and all after it; in a request's first output."""
+    embedding: bytes | None = None
+    """The pooled hidden states, float32, little-endian, not normalised."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):

@@ -3,11 +3,13 @@
 Knows no request, no file and no sampling. `models/weights.py` builds it, the runner calls it.
 
 Shape legend: T tokens, S rows of logits, H hidden size, V vocabulary, N query and key heads
-together, Q/K query and key/value heads, D head size, O features out.
+together, Q/K query and key/value heads, D head size, O features out, E rows whose hidden states are
+pooled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +19,7 @@ from torch.nn import functional
 from graft_runtime.layers.attention.base import AttentionBackend, StepAttention
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.lora.base import LoraPool
-from graft_runtime.layers.lora.cpu import LoraRows, prepare_lora
+from graft_runtime.layers.lora.cpu import LoraBatch, LoraRows, prepare_lora
 from graft_runtime.layers.norm import RmsNorm
 from graft_runtime.layers.rope import Rope, Rotation, rotate
 from graft_runtime.models.arch import DecoderArch
@@ -102,6 +104,20 @@ class Decoder:
 
         Call under ``torch.inference_mode``.
         """
+        return self._logits(*self._run(batch), batch)
+
+    def forward_pooled(
+        self, batch: ForwardBatch, bounds: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Do the same, and return the sums ``[E, H]`` of hidden states between bounds in T.
+
+        They are what the head would read, in float32.
+        """
+        x_TH, lora = self._run(batch)
+        sums = [self.norm(x_TH[start:stop]).float().sum(dim=0) for start, stop in bounds]
+        return self._logits(x_TH, lora, batch), torch.stack(sums)
+
+    def _run(self, batch: ForwardBatch) -> tuple[Tensor, LoraBatch | None]:
         lora = prepare_lora(self.lora, batch) if self.lora is not None else None
         rotation = self.rope.step_rotation(batch)
         local = self.local_rope
@@ -114,6 +130,9 @@ class Decoder:
         x_TH = self._embed(batch.token_ids_T)
         for index, layer in enumerate(self.layers):
             x_TH = layer.forward(x_TH, index, self.arch, step)
+        return x_TH, lora
+
+    def _logits(self, x_TH: Tensor, lora: LoraBatch | None, batch: ForwardBatch) -> Tensor:
         x_SH = self.norm(x_TH.index_select(0, batch.logits_rows_S))
         logits_SV = self.lm_head(x_SH, lora.logits if lora else None).float()
         cap = self.arch.logit_softcap

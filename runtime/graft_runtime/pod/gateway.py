@@ -316,5 +316,6 @@ def _chunk(output: TokenOutput) -> TokenChunk:
         finish_reason=output.finish_reason,
         num_cached=output.num_cached,
         top_logprobs=None if top is None else tuple(map(tuple, top)),
+        embedding=output.embedding,
         prompt_scores=None if output.prompt_scores is None else tuple(output.prompt_scores),
     )

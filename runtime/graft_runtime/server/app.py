@@ -28,7 +28,7 @@ from graft_runtime.server.grammars import GrammarChecker
 from graft_runtime.server.internal import BearerMiddleware
 from graft_runtime.server.kserve import http as kserve
 from graft_runtime.server.limits import BODY_TIMEOUT_SECONDS, LimitsMiddleware
-from graft_runtime.server.openai import chat, completions, models, responses
+from graft_runtime.server.openai import chat, completions, embeddings, models, responses
 from graft_runtime.text.model_text import ModelTextLoader
 
 LAG_INTERVAL_SECONDS: Final = 1.0
@@ -61,6 +61,7 @@ def create_app(
         chat,
         responses,
         messages,
+        embeddings,
         models,
         tgi,
         tgi_info,

@@ -69,6 +69,8 @@ class TokenChunk:
     """Prompt tokens that did not have to be computed; the same in every chunk of a request."""
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     """Per token the likeliest ones there with their log probabilities, if asked for."""
+    embedding: bytes | None = None
+    """The prompt's hidden states, pooled, if asked for: float32, little-endian."""
     prompt_scores: tuple[TokenScore, ...] | None = None
     """Of the prompt's second token and those after it, if asked for; in the first chunk."""
 

@@ -76,6 +76,8 @@ class Piece:
     """Prompt tokens that did not have to be computed; told once, in a request's first piece."""
     prompt_scores: tuple[TokenScore, ...] | None = None
     """What the model thought of the prompt, if asked for; told once, too."""
+    embedding: bytes | None = None
+    """The prompt's hidden states, pooled, if asked for: float32, little-endian."""
 
 
 async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGenerator[Piece, None]:
@@ -98,7 +100,10 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
                 if is_first:
                     is_first = False
                     piece = replace(
-                        piece, num_cached=chunk.num_cached, prompt_scores=chunk.prompt_scores
+                        piece,
+                        num_cached=chunk.num_cached,
+                        prompt_scores=chunk.prompt_scores,
+                        embedding=chunk.embedding,
                     )
                 record.tokens(len(piece.tokens))
                 if piece.end is not None:

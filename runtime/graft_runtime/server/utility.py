@@ -11,7 +11,7 @@ from graft_runtime.errors import InvalidRequestError
 from graft_runtime.server import tgi
 from graft_runtime.server.body import read_object
 from graft_runtime.server.context import exchange_of, frontend_of
-from graft_runtime.server.openai import chat, completions
+from graft_runtime.server.openai import chat, completions, embeddings
 
 router = APIRouter()
 
@@ -37,5 +37,7 @@ async def invocations(request: Request) -> Response:  # noqa: D103 - see the sum
         return await chat.answer(request, body)
     if "prompt" in body:
         return await completions.answer(request, body)
-    message = "the body needs `inputs`, `messages` or `prompt`"
+    if "input" in body:
+        return await embeddings.answer(request, body)
+    message = "the body needs `inputs`, `messages`, `prompt` or `input`"
     raise InvalidRequestError(message, param="inputs")

@@ -159,8 +159,13 @@ async def _encode(
     return fields.truncated(ids, limit)
 
 
-def parse_prompts(value: Any) -> list[Prompt]:
+def parse_prompts(value: Any, param: str = "prompt", *, limit: int = MAX_PROMPTS) -> list[Prompt]:
     """Return the prompts in any of their four forms: text, texts, tokens, lists of tokens.
+
+    Args:
+        value: The field.
+        param: Its name.
+        limit: How many there may be.
 
     Raises:
         InvalidRequestError: None of these, empty, or too many.
@@ -168,13 +173,13 @@ def parse_prompts(value: Any) -> list[Prompt]:
     if isinstance(value, str) or _is_tokens(value):
         value = [value]
     if not isinstance(value, list) or not value:
-        raise _bad_prompt("must be a string, a list of strings, token ids or lists of token ids")
-    if len(value) > MAX_PROMPTS:
-        raise _bad_prompt(f"has more than {MAX_PROMPTS} prompts")
+        raise _bad(param, "must be a string, a list of strings, token ids or lists of token ids")
+    if len(value) > limit:
+        raise _bad(param, f"has more than {limit} prompts")
     if not (all(isinstance(each, str) for each in value) or all(map(_is_tokens, value))):
-        raise _bad_prompt("must hold only strings, or only lists of token ids")
+        raise _bad(param, "must hold only strings, or only lists of token ids")
     if not all(value):
-        raise _bad_prompt("must not be empty")
+        raise _bad(param, "must not be empty")
     return value
 
 
@@ -186,5 +191,5 @@ def _is_tokens(value: Any) -> bool:
     )
 
 
-def _bad_prompt(fault: str) -> InvalidRequestError:
-    return InvalidRequestError(f"`prompt` {fault}", param="prompt")
+def _bad(param: str, fault: str) -> InvalidRequestError:
+    return InvalidRequestError(f"`{param}` {fault}", param=param)
