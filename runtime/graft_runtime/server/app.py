@@ -10,15 +10,26 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
+import msgspec
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from graft_protocol import __version__
 from graft_protocol.config import ServerSettings
 from graft_runtime.metrics import Metrics
 from graft_runtime.sampling.plugins import Plugins
-from graft_runtime.server import health, internal, tgi, tgi_info, tokens, utility, websocket
+from graft_runtime.server import (
+    health,
+    internal,
+    platforms,
+    tgi,
+    tgi_info,
+    tokens,
+    utility,
+    websocket,
+)
 from graft_runtime.server.anthropic import messages
 from graft_runtime.server.backend import Backend
 from graft_runtime.server.context import Frontend, exchange_of
@@ -29,6 +40,7 @@ from graft_runtime.server.internal import BearerMiddleware
 from graft_runtime.server.kserve import http as kserve
 from graft_runtime.server.limits import BODY_TIMEOUT_SECONDS, LimitsMiddleware
 from graft_runtime.server.openai import chat, completions, embeddings, models, responses
+from graft_runtime.server.openapi import describe
 from graft_runtime.text.model_text import ModelTextLoader
 
 LAG_INTERVAL_SECONDS: Final = 1.0
@@ -67,6 +79,7 @@ def create_app(
         tgi_info,
         tokens,
         utility,
+        platforms,
         kserve,
         websocket,
         health,
@@ -78,7 +91,19 @@ def create_app(
         metrics=metrics,
         body_timeout_seconds=body_timeout_seconds,
     )
+    _serve_description(app)
     return app
+
+
+def _serve_description(app: FastAPI) -> None:
+    """Serve what the application's routes are, where both OpenAI's and TGI's users look for it."""
+    document = msgspec.json.encode(describe(app, __version__))
+
+    async def description(_: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    for path in ("/openapi.json", "/api-doc/openapi.json"):
+        app.add_route(path, description, include_in_schema=False)
 
 
 def create_internal_app(backend: Backend, token: str) -> FastAPI:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from fastapi import APIRouter
@@ -153,6 +154,14 @@ async def _whole(request: Request, call: Call, *, as_list: bool = False) -> Resp
     )
 
 
+async def generated_text(request: Request, body: dict[str, Any]) -> str:
+    """Return the text alone that a body asks for."""
+    fields, parameters = _parse(request, body)
+    call = await _prepare(request, fields, parameters)
+    outputs = await _collect(frontend_of(request), exchange_of(request.scope), call.jobs)
+    return call.full_text(max(outputs, key=Output.mean_logprob).text)
+
+
 async def _collect(frontend: Frontend, exchange: Exchange, jobs: Sequence[Job]) -> list[Output]:
     outputs = [Output(job) for job in jobs]
     async with aclosing(generate_groups(frontend, exchange, [jobs])) as pieces:
@@ -213,11 +222,21 @@ def _stream_error(error: RequestError) -> Sequence[bytes]:
 
 def _about(call: Call) -> dict[str, str]:
     """Return the headers that are known before the output."""
+    target = call.job.target
+    adapter = {} if target.revision is None else {"x-adapter-id": _header_value(target.served_name)}
     return {
         "x-compute-type": "graft",
         "x-compute-characters": str(len(call.inputs)),
         "x-prompt-tokens": str(len(call.job.token_ids)),
+        "x-skipped-tokens": "0",
+        "x-accel-buffering": "no",
+        **adapter,
     }
+
+
+def _header_value(text: str) -> str:
+    """Return a name as it may stand in a header."""
+    return quote(text, safe="/@:.-_ ")
 
 
 def _timing(call: Call, exchange: Exchange, num_tokens: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.server.fields import Fields, NumTop, PositiveInt, Unsupported
 from graft_runtime.server.openai.sampling import SamplingFields
+from graft_runtime.server.openai.shapes import MESSAGES, TOOL_CHOICE, TOOLS, as_shape
 from graft_runtime.server.openai.shown_fields import SHOWN_UNSUPPORTED, ShownFields
 from graft_runtime.server.openai.tool_fields import Tools, parse_tools
 from graft_runtime.text.chat import ChatTemplate, Conversation
@@ -47,8 +48,8 @@ DEFAULT_TOOL_PROMPT: Final = (
 class TemplateFields(Fields):
     """Fields that decide how messages become a prompt."""
 
-    messages: Any
-    tools: Any = None
+    messages: Any = Field(json_schema_extra=as_shape(MESSAGES))
+    tools: Any = Field(default=None, json_schema_extra=as_shape(TOOLS))
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     add_special_tokens: bool = False
@@ -75,7 +76,7 @@ class ChatFields(SamplingFields, ShownFields, TemplateFields):
     logprobs: bool = False
     top_logprobs: NumTop = 0
     echo: bool = False
-    tool_choice: Any = None
+    tool_choice: Any = Field(default=None, json_schema_extra=as_shape(TOOL_CHOICE))
     tool_prompt: str | None = None
     parallel_tool_calls: bool = True
     reasoning_effort: str | None = None

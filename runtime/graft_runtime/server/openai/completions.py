@@ -21,6 +21,7 @@ from graft_runtime.server.generation import Job
 from graft_runtime.server.openai.answer import answer_stream, answer_whole
 from graft_runtime.server.openai.completion_answer import Completion, Prompted, events, whole
 from graft_runtime.server.openai.sampling import SamplingFields
+from graft_runtime.server.openai.shapes import PROMPT, as_shape
 from graft_runtime.server.openai.shown_fields import SHOWN_UNSUPPORTED, ShownFields
 from graft_runtime.server.prompts import admit, encode_text, fit_output, job_ids
 from graft_runtime.server.structured import constrain
@@ -44,7 +45,7 @@ Prompt = str | list[int]
 class CompletionFields(SamplingFields, ShownFields):
     """What this surface honours."""
 
-    prompt: Any
+    prompt: Any = Field(json_schema_extra=as_shape(PROMPT))
     max_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     logprobs: NumTop | None = None
     echo: bool = False

@@ -34,6 +34,7 @@ from graft_runtime.server.fields import (
 from graft_runtime.server.generation import Job, generate
 from graft_runtime.server.openai.answer import Usage, answer_whole
 from graft_runtime.server.openai.completions import Prompt, parse_prompts
+from graft_runtime.server.openai.shapes import PROMPT, as_shape
 from graft_runtime.server.prompts import admit, encode_text, job_ids
 from graft_runtime.text.model_text import ModelText
 
@@ -64,7 +65,7 @@ class EmbeddingFields(Fields):
     """What is honoured."""
 
     model: ModelName | None = None
-    input: Any
+    input: Any = Field(json_schema_extra=as_shape(PROMPT))
     encoding_format: Literal["float", "base64"] = "float"
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1, lt=2**31)

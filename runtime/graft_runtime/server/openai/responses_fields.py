@@ -16,6 +16,7 @@ from graft_runtime.server.fields import (
     TopP,
     Unsupported,
 )
+from graft_runtime.server.openai.shapes import RESPONSES_INPUT, as_shape
 
 UNSUPPORTED: Final[Unsupported] = {
     "store": (False,),
@@ -49,7 +50,7 @@ class ResponsesFields(Fields):
     """What this surface honours."""
 
     model: ModelName | None = None
-    input: Any
+    input: Any = Field(json_schema_extra=as_shape(RESPONSES_INPUT))
     instructions: str | None = None
     max_output_tokens: PositiveInt | None = None
     temperature: Temperature | None = None

@@ -33,6 +33,7 @@ from graft_runtime.server.fields import (
     check_stops,
     check_token_ids,
 )
+from graft_runtime.server.openai.shapes import STOPS, as_shape
 from graft_runtime.server.openai.token_fields import bad_word_ids, check_bad_words, check_bias
 from graft_runtime.server.processor_fields import parse_processors
 from graft_runtime.server.prompts import draw_seed
@@ -95,7 +96,7 @@ class SamplingFields(Fields):
     n: Choices = 1
     prompt_logprobs: NumTop | None = None
     seed: Int64 | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = Field(default=(), json_schema_extra=as_shape(STOPS))
     stop_token_ids: list[Int32] = Field(default=[], max_length=MAX_STOP_TOKEN_IDS)
     ignore_eos: bool = False
     priority: int = Field(default=0, ge=0, lt=2**31)
