@@ -158,10 +158,14 @@ def _responses(path: str, method: str) -> dict[str, Any]:
     refused: dict[str, Any] = {"$ref": f"#/components/schemas/{family}_error"}
     if path in ("/tokenize", "/invocations"):  # the body's form decides
         refused = {"anyOf": [refused, {"$ref": "#/components/schemas/openai_error"}]}
-    error = {"application/json": {"schema": refused}}
+    error = {"content": {"application/json": {"schema": refused}}}
     return {
         "200": {"description": "The answer", **_answer(path, method)},
-        "4XX": {"description": "The request cannot be served", "content": error},
+        # Triton says no to its probes without a word.
+        "4XX": {
+            "description": "The request cannot be served",
+            **({} if path.startswith("/v2") and method == "get" else error),
+        },
         "5XX": {"description": "The server cannot serve it now"},
     }
 
@@ -174,5 +178,5 @@ def _answer(path: str, method: str) -> dict[str, Any]:
     elif method == "post" and path in BODIES and path != "/generate_stream":
         content["application/json"] = {"schema": {}}
     if method == "post" and path in STREAMS:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": {"type": "object", "required": ["data"]}}
     return {"content": content} if content else {}
