@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from graft_runtime.engine.batch import Batch, Row
 from graft_runtime.engine.compilations import Compilations
+from graft_runtime.engine.counts import CountSlots
 from graft_runtime.engine.flight import Flight, Launcher
 from graft_runtime.engine.kv_cache import BlockPool
 from graft_runtime.engine.outputs import (
@@ -97,6 +98,7 @@ class Engine:
         """
         self.limits = limits
         self._compilations = Compilations(vocabulary)
+        self._count_slots = CountSlots()
         self._plugins = Plugins(()) if plugins is None else plugins
         self._runner = runner
         self._report = StepReport()
@@ -139,7 +141,7 @@ class Engine:
             salt=f"{message.tenant} {message.cache_salt}" if message.cache_salt else message.tenant,
             stop_ids=stop_ids,
             rope_variant=self.limits.rope.variant(longest),
-            rules=TokenRules.of(sampling, message.token_ids, stop_ids),
+            rules=TokenRules.of(sampling, message.token_ids, stop_ids, self._count_slots),
             processors=self._plugins.bind(sampling.processors),
         )
         if request.adapter is not None:
@@ -323,6 +325,7 @@ class Engine:
         self._scheduler.roll_back()
         for flight in flights:
             for row in flight.batch.rows:
+                row.request.forget_sent()
                 self._give_back(row.request)
         for row in failed.batch.rows:
             if row.is_current:
@@ -374,6 +377,8 @@ class Engine:
             request.has_ended = True
         else:
             self._scheduler.remove(request)
+        if request.rules is not None:
+            request.rules.release()
         self._give_back(request)
         if finish is not None:
             self._report.outputs.append(_ended(request.request_id, finish, error))

@@ -152,6 +152,11 @@ class Request:
             return "stop"
         return "length" if len(self.tokens) >= self.max_length else None
 
+    def forget_sent(self) -> None:
+        """Take nothing of its tokens for known on the device: the step that told it has failed."""
+        if self.rules is not None:
+            self.rules.forget()
+
     def _completes_grammar(self, token_id: int) -> bool:
         if self.grammar is None:
             return False

@@ -24,6 +24,7 @@ from graft_runtime.engine.lane import Lane, create_lane
 from graft_runtime.engine.plan import PromptScores, SamplePlan, StepPlan, StepResult, TopTokens
 from graft_runtime.errors import GraftRuntimeError
 from graft_runtime.layers.batch import ForwardBatch
+from graft_runtime.sampling.counts import CountTable
 from graft_runtime.sampling.logprobs import Scores, rank, score
 from graft_runtime.sampling.sampler import Sampled, sample
 
@@ -92,6 +93,7 @@ class Runner:
         self._model = model
         self._device = device
         self._lane: Lane = create_lane(device)
+        self._counts = CountTable(device)
         self._tokens_S: Tensor | None = None
         """What the latest step sampled; None while it has not. Touched by work in the lane only."""
 
@@ -140,7 +142,7 @@ class Runner:
             logits_SV = logits[:num_ending]
             if len(plan.rows_S) < num_ending:
                 logits_SV = logits_SV[self._tensor(plan.rows_S)]
-            sampled = sample(logits_SV, plan.sampling)
+            sampled = sample(logits_SV, plan.sampling, self._counts)
         self._tokens_S = sampled.token_ids_S
         if not len(step.prompt_rows_P):
             return _Landing(sampled, None, pooled_EH)

@@ -1,7 +1,7 @@
 """The sampling part of a step's plan: requests' parameters and token rules as flat arrays.
 
 Shape legend: S rows whose next token is chosen, B biased tokens of all rows, A allowed tokens of
-all rows, C distinct tokens of the contexts of all penalised rows, G rows that follow a grammar.
+all rows, Q penalised rows, E changed counts of all of them, G rows that follow a grammar.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from graft_runtime.sampling.batch import (
     DeviceCall,
     Edits,
     IntArray,
+    Penalties,
     SamplingBatch,
     TokenMasks,
     WatermarkedRow,
@@ -30,7 +31,11 @@ from graft_runtime.sampling.plugins import BoundProcessor
 
 
 def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
-    """Flatten the requests that get a token. Reads them, changes nothing."""
+    """Flatten the requests that get a token.
+
+    Changes nothing in them, but that new counts of their tokens are taken for sent: what is
+    returned must reach the device, or the requests must `forget_sent`.
+    """
     sampling = [request.sampling for request in requests]
 
     def column(value: Callable[[Sampling], Any], dtype: npt.DTypeLike) -> Any:
@@ -49,6 +54,7 @@ def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
         num_top_S=column(lambda one: one.top_logprobs, np.int64),
         is_processed_S=column(lambda one: one.processed_logprobs, np.bool_),
         edits=_edits(requests),
+        penalties=_penalties(requests),
         masks=_masks(requests),
         watermarked=tuple(_watermarked(requests)),
         device_calls=tuple(_device_calls(requests)),
@@ -105,22 +111,44 @@ def _edits(requests: Sequence[Request]) -> Edits | None:
     biases = [(row, rules.bias(one.tokens, one.num_output)) for row, one, rules in ruled]
     bias = [(row, *as_values(each)) for row, each in biases + hosted]
     allowed = [(row, rules.allowed_ids) for row, _, rules in ruled if _limits(rules)]
-    counted = [(row, *counts) for row, _, rules in ruled if (counts := rules.counts()) is not None]
-    penalties_S3 = np.tile(np.array([1, 0, 0], dtype=np.float32), (len(requests), 1))
-    for row, _, rules in ruled:
-        penalties_S3[row] = rules.penalties()
     return Edits(
         bias_rows_B=_rows([(row, len(ids)) for row, ids, _ in bias]),
         bias_ids_B=_joined([ids for _, ids, _ in bias]),
         bias_B=_joined([values for _, _, values in bias], np.float32),
         allowed_rows_A=_rows([(row, len(ids)) for row, ids in allowed]),
         allowed_ids_A=_joined([ids for _, ids in allowed]),
-        counted_rows_C=_rows([(row, len(ids)) for row, ids, _ in counted]),
-        counted_ids_C=_joined([ids for _, ids, _ in counted]),
-        counts_C=_joined([counts for _, _, counts in counted]),
-        repetition_S=penalties_S3[:, 0],
-        presence_S=penalties_S3[:, 1],
-        frequency_S=penalties_S3[:, 2],
+    )
+
+
+def _penalties(requests: Sequence[Request]) -> Penalties | None:
+    """Return the penalised rows with what is new of their tokens; None when there are none."""
+    counted = [
+        (row, one.sampling, one.rules.counts)
+        for row, one in enumerate(requests)
+        if one.rules is not None and one.rules.counts is not None
+    ]
+    if not counted:
+        return None
+    slots = [counts.slot for _, _, counts in counted]
+    news = [counts.take_news() for _, _, counts in counted]
+    values = [
+        (one.repetition_penalty, one.presence_penalty, one.frequency_penalty)
+        for _, one, _ in counted
+    ]
+    columns_3Q = np.array(values, dtype=np.float32).T.copy()
+    return Penalties(
+        rows_Q=np.array([row for row, _, _ in counted], dtype=np.int64),
+        slots_Q=np.array(slots, dtype=np.int64),
+        sizes_Q=np.array([counts.size for _, _, counts in counted], dtype=np.int64),
+        repetition_Q=columns_3Q[0],
+        presence_Q=columns_3Q[1],
+        frequency_Q=columns_3Q[2],
+        changed_slots_E=_rows(
+            list(zip(slots, [len(places) for places, _, _ in news], strict=True))
+        ),
+        changed_places_E=_joined([places for places, _, _ in news]),
+        changed_ids_E=_joined([ids for _, ids, _ in news]),
+        changed_counts_E=_joined([counts for _, _, counts in news]),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from graft_runtime.engine.counts import Counts, CountSlots
 from graft_runtime.ipc.messages import Sampling
 from graft_runtime.sampling.batch import FloatArray, IntArray
 
@@ -18,13 +19,20 @@ FORBIDDEN = float("-inf")
 class TokenRules:
     """One request's rules, and the counts of its tokens that the penalties need."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], stop_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        stop_ids: frozenset[int],
+        slots: CountSlots,
+    ) -> None:
         """Prepare what stays the same from step to step.
 
         Args:
             sampling: What was asked.
             prompt: The prompt's tokens.
             stop_ids: What ends the output, and must not before ``min_tokens``.
+            slots: Places for counts on the device.
         """
         self.sampling = sampling
         self.allowed_ids = np.array(sampling.allowed_token_ids or (), dtype=np.int64)
@@ -34,11 +42,15 @@ class TokenRules:
             if len(word) == 1:
                 self._bias[word[0]] = FORBIDDEN
         self._early = dict.fromkeys(stop_ids, FORBIDDEN)
-        self._counts = Counts(prompt) if sampling.penalises else None
+        self._counts = Counts(prompt, slots) if sampling.penalises else None
 
     @classmethod
     def of(
-        cls, sampling: Sampling, prompt: Sequence[int], stop_ids: frozenset[int]
+        cls,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        stop_ids: frozenset[int],
+        slots: CountSlots,
     ) -> TokenRules | None:
         """Return a request's rules, or None when it has none."""
         has_rules = (
@@ -48,7 +60,7 @@ class TokenRules:
             or sampling.allowed_token_ids is not None
             or sampling.min_tokens > 0
         )
-        return cls(sampling, prompt, stop_ids) if has_rules else None
+        return cls(sampling, prompt, stop_ids, slots) if has_rules else None
 
     def add(self, token_id: int) -> None:
         """Count a generated token."""
@@ -72,38 +84,20 @@ class TokenRules:
                 bias[word[-1]] = FORBIDDEN
         return bias
 
-    def counts(self) -> tuple[IntArray, IntArray] | None:
-        """Return the distinct tokens of the context and how often each was generated."""
-        return None if self._counts is None else self._counts.arrays()
+    @property
+    def counts(self) -> Counts | None:
+        """What the penalties need; None without any."""
+        return self._counts
 
-    def penalties(self) -> tuple[float, float, float]:
-        """Return the repetition, presence and frequency penalties."""
-        sampling = self.sampling
-        return sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
+    def forget(self) -> None:
+        """Send everything once more: what was sent last may not have arrived."""
+        if self._counts is not None:
+            self._counts.forget()
 
-
-class Counts:
-    """Distinct tokens with their counts, in arrays that grow by doubling."""
-
-    def __init__(self, prompt: Sequence[int]) -> None:
-        self._ids: IntArray = np.array(sorted(set(prompt)), dtype=np.int64)
-        self._counts: IntArray = np.zeros(len(self._ids), dtype=np.int64)
-        self._place = {id: place for place, id in enumerate(self._ids.tolist())}
-
-    def add(self, token_id: int) -> None:
-        """Count one more generated token."""
-        place = self._place.setdefault(token_id, len(self._place))
-        if place == len(self._ids):
-            more = np.zeros(max(16, place), dtype=np.int64)
-            self._ids = np.concatenate((self._ids, more))
-            self._counts = np.concatenate((self._counts, more))
-        self._ids[place] = token_id
-        self._counts[place] += 1
-
-    def arrays(self) -> tuple[IntArray, IntArray]:
-        """Return ids and counts."""
-        size = len(self._place)
-        return self._ids[:size], self._counts[:size]
+    def release(self) -> None:
+        """Let another request have the place on the device."""
+        if self._counts is not None:
+            self._counts.release()
 
 
 def as_values(bias: dict[int, float]) -> tuple[IntArray, FloatArray]:

@@ -3,8 +3,8 @@
 The engine's plan carries one; the sampler reads it.
 
 Shape legend: S rows whose next token is chosen, B biased tokens of all rows, A allowed tokens of
-all rows, C distinct tokens of the contexts of all penalised rows, G rows that follow a grammar, W
-words of one bit per token.
+all rows, Q penalised rows, E changed counts of all of them, G rows that follow a grammar, W words
+of one bit per token.
 """
 
 from __future__ import annotations
@@ -32,23 +32,33 @@ class Edits:
     allowed_rows_A: IntArray
     """A row that is named here may have no token but those named with it."""
     allowed_ids_A: IntArray
-    counted_rows_C: IntArray
-    counted_ids_C: IntArray
-    """Each token at most once per row."""
-    counts_C: IntArray
-    """How often the row's output has it; 0 for one that only the prompt has."""
-    repetition_S: FloatArray
-    """1 is off. Divides positive and multiplies negative logits of counted tokens."""
-    presence_S: FloatArray
-    """0 is off. Subtracted once from tokens of the output."""
-    frequency_S: FloatArray
-    """0 is off. Subtracted for each time that the output has the token."""
 
     def rows(self) -> IntArray:
         """Return the rows that are changed, ascending."""
-        return np.unique(
-            np.concatenate((self.bias_rows_B, self.allowed_rows_A, self.counted_rows_C))
-        )
+        return np.union1d(self.bias_rows_B, self.allowed_rows_A)
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """Rows whose tokens so far have a say, and what the device does not know of them yet."""
+
+    rows_Q: IntArray
+    """Indices into S, ascending."""
+    slots_Q: IntArray
+    """Where on the device each request's counts are."""
+    sizes_Q: IntArray
+    """How many distinct tokens its prompt and output have; 1 at least."""
+    repetition_Q: FloatArray
+    """1 is off. Divides positive and multiplies negative logits of all these tokens."""
+    presence_Q: FloatArray
+    """0 is off. Subtracted once from tokens of the output."""
+    frequency_Q: FloatArray
+    """0 is off. Subtracted for each time that the output has the token."""
+    changed_slots_E: IntArray
+    changed_places_E: IntArray
+    changed_ids_E: IntArray
+    changed_counts_E: IntArray
+    """How often the output has it by now; 0 for one that only the prompt has."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,7 @@ class SamplingBatch:
     is_processed_S: npt.NDArray[np.bool_]
     """Whether log probabilities are those of the distribution that is drawn from."""
     edits: Edits | None
+    penalties: Penalties | None = None
     masks: TokenMasks | None = None
     watermarked: tuple[WatermarkedRow, ...] = ()
     """In the order of their rows."""

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from graft_runtime.sampling.batch import SamplingBatch
+from graft_runtime.sampling.counts import CountTable
+from graft_runtime.sampling.edits import apply_edits
 from graft_runtime.sampling.logprobs import Scores, score
 from graft_runtime.sampling.masks import apply_masks
-from graft_runtime.sampling.penalties import apply_edits
 from graft_runtime.sampling.philox import uniforms
 from graft_runtime.sampling.processed_rows import apply_processors
 from graft_runtime.sampling.processors import keep_min_p, keep_top_k, keep_top_p, keep_typical
@@ -46,8 +47,15 @@ class Sampled(NamedTuple):
     """float32; -infinity for tokens that are out."""
 
 
-def sample(logits_SV: Tensor, batch: SamplingBatch) -> Sampled:
-    """Choose a token for each row. Raises nothing: a broken row must not fail its neighbours."""
+def sample(logits_SV: Tensor, batch: SamplingBatch, counts: CountTable | None = None) -> Sampled:
+    """Choose a token for each row. A broken row does not fail its neighbours.
+
+    Args:
+        logits_SV: float32, not changed.
+        batch: What each row asks for.
+        counts: What the device knows of penalised requests from earlier steps; None knows nothing,
+            so that the batch must bring it all.
+    """
     is_finite_S = torch.isfinite(logits_SV).all(dim=-1)
     tokens_S = logits_SV.argmax(dim=-1)
     is_stuck_S = torch.zeros_like(is_finite_S)
@@ -58,6 +66,9 @@ def sample(logits_SV: Tensor, batch: SamplingBatch) -> Sampled:
         scores_nV = logits_SV[rows_n]
         if batch.edits is not None:
             apply_edits(scores_nV, batch.edits, rows)
+        if batch.penalties is not None:
+            counts = CountTable(logits_SV.device) if counts is None else counts
+            counts.penalise(scores_nV, batch.penalties, rows)
         if batch.masks is not None:
             apply_masks(scores_nV, batch.masks, rows)
         if batch.device_calls:
@@ -81,6 +92,8 @@ def _processed_rows(batch: SamplingBatch) -> Rows:
     rows: Rows = np.flatnonzero(batch.temperature_S > 0)
     if batch.edits is not None:
         rows = np.union1d(rows, batch.edits.rows())
+    if batch.penalties is not None:
+        rows = np.union1d(rows, batch.penalties.rows_Q)
     if batch.masks is not None:
         rows = np.union1d(rows, batch.masks.rows_G)
     named = [one.row for one in batch.watermarked] + [call.index for call in batch.device_calls]

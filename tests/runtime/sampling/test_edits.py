@@ -17,11 +17,13 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
+from graft_runtime.engine.counts import CountSlots
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.sampling_plan import build_sampling
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.ipc.messages import Sampling
-from graft_runtime.sampling.penalties import apply_edits
+from graft_runtime.sampling.counts import CountTable
+from graft_runtime.sampling.edits import apply_edits
 from graft_runtime.sampling.sampler import NO_TOKEN, sample
 from tests.support.sampling import VOCAB, random_logits
 
@@ -30,7 +32,12 @@ OUTPUT = [5, 7, 7, 9]
 STOP = frozenset({1, 2})
 
 
-def request(prompt: list[int] = PROMPT, output: list[int] = OUTPUT, **parameters: Any) -> Request:
+def request(
+    prompt: list[int] = PROMPT,
+    output: list[int] = OUTPUT,
+    slots: CountSlots | None = None,
+    **parameters: Any,
+) -> Request:
     """Return a request that has generated ``output``."""
     sampling = Sampling(max_tokens=100, **parameters)
     made = Request(
@@ -41,18 +48,25 @@ def request(prompt: list[int] = PROMPT, output: list[int] = OUTPUT, **parameters
         None,
         0,
         stop_ids=STOP,
-        rules=TokenRules.of(sampling, prompt, STOP),
+        rules=TokenRules.of(sampling, prompt, STOP, CountSlots() if slots is None else slots),
     )
     for token in output:
         made.append(token)
     return made
 
 
-def edited(requests: list[Request], logits: Tensor) -> Tensor:
-    edits = build_sampling(requests).edits
+def edited(requests: list[Request], logits: Tensor, table: CountTable | None = None) -> Tensor:
+    """Return the scores after a step; without a table the device knows nothing yet."""
+    if table is None:
+        for one in requests:
+            one.forget_sent()
+    made = build_sampling(requests)
     scores = logits.clone()
-    if edits is not None:
-        apply_edits(scores, edits, np.arange(len(requests)))
+    rows = np.arange(len(requests))
+    if made.edits is not None:
+        apply_edits(scores, made.edits, rows)
+    if made.penalties is not None:
+        (table or CountTable(torch.device("cpu"))).penalise(scores, made.penalties, rows)
     return scores
 
 
@@ -153,11 +167,13 @@ MIXED: list[dict[str, Any]] = [
 def test_a_row_with_rules_is_the_same_alone_and_in_any_company() -> None:
     logits = random_logits(len(MIXED), seed=8)
     extra: dict[str, Any] = {"logprobs": True, "top_logprobs": 4, "processed_logprobs": True}
-    requests = [request(seed=row, **extra, **each) for row, each in enumerate(MIXED)]
+    slots = CountSlots()
+    requests = [request(seed=row, slots=slots, **extra, **each) for row, each in enumerate(MIXED)]
     together = sample(logits, build_sampling(requests))
     assert together.logprobs_S is not None
     assert together.top_ids_SK is not None
     for row, made in enumerate(requests):
+        made.forget_sent()
         alone = sample(logits[row : row + 1], build_sampling([made]))
         assert alone.logprobs_S is not None
         assert alone.top_ids_SK is not None

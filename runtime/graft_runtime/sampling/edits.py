@@ -1,10 +1,9 @@
-"""Change single tokens' scores: biases, bans, allowed sets and penalties, for all rows at once.
+"""Change single tokens' scores: biases, bans and allowed sets, for all rows at once.
 
-Source: repetition penalty, arXiv:1909.05858 section 4.1; presence and frequency as OpenAI defines
-them. The order is vLLM's: what is allowed, biases, then penalties.
+The order is vLLM's: what is allowed, biases, then penalties (`graft_runtime.sampling.counts`).
 
 Shape legend: S rows of the step, n rows that are processed, V vocabulary, E entries of any kind, B
-biased, A allowed and C counted tokens of all rows.
+biased and A allowed tokens of all rows.
 """
 
 from __future__ import annotations
@@ -31,8 +30,6 @@ def apply_edits(scores_nV: Tensor, edits: Edits, rows: npt.NDArray[np.intp]) -> 
         place = _place(edits.bias_rows_B, edits.bias_ids_B, rows, scores_nV)
         bias_B = torch.from_numpy(edits.bias_B).to(scores_nV)
         scores_nV.index_put_(place, bias_B, accumulate=True)
-    if len(edits.counted_rows_C):
-        _penalise(scores_nV, edits, rows)
 
 
 def _place(
@@ -51,16 +48,3 @@ def _allow(scores_nV: Tensor, rows_A: Tensor, ids_A: Tensor) -> None:
     is_out_nV[rows_A] = True
     is_out_nV[rows_A, ids_A] = False
     scores_nV.masked_fill_(is_out_nV, float("-inf"))
-
-
-def _penalise(scores_nV: Tensor, edits: Edits, rows: npt.NDArray[np.intp]) -> None:
-    rows_C, ids_C = _place(edits.counted_rows_C, edits.counted_ids_C, rows, scores_nV)
-    repetition_C, presence_C, frequency_C = (
-        torch.from_numpy(column_S[edits.counted_rows_C]).to(scores_nV)
-        for column_S in (edits.repetition_S, edits.presence_S, edits.frequency_S)
-    )
-    counts_C = torch.from_numpy(edits.counts_C).to(scores_nV)
-    scores_C = scores_nV[rows_C, ids_C]
-    scores_C = torch.where(scores_C > 0, scores_C / repetition_C, scores_C * repetition_C)
-    scores_C -= frequency_C * counts_C + presence_C * (counts_C > 0)
-    scores_nV[rows_C, ids_C] = scores_C
