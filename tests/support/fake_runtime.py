@@ -125,7 +125,10 @@ class FakeRuntime:
         elif entry.digest != digest_of(entry.uri):
             self._report(entry, AdapterState.FAILED, Reason.CHECKSUM_MISMATCH, message="digest")
         else:
-            self._report(entry, AdapterState.AVAILABLE, Reason.AVAILABLE, bytes=1234, rank=8)
+            # As if so many of a hundred requests had failed.
+            ends = {"requests": 100, "errors": int(argument)} if verb == "errors" else {}
+            facts = {"bytes": 1234, "rank": 8, **ends}
+            self._report(entry, AdapterState.AVAILABLE, Reason.AVAILABLE, **facts)
 
     def _report(
         self, entry: AdapterEntry, state: AdapterState, reason: Reason, **facts: Any

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from graft_operator.constants import ANNOTATION_APPLIED, LABEL_CONTENT
-from graft_operator.errors import NotFoundError
+from graft_operator.errors import ForbiddenError, NotFoundError
 from graft_operator.plan.views import PodView
 from graft_operator.reconcile.world import World
 from graft_operator.render.common import child_name, label_value
@@ -90,12 +90,17 @@ async def _apply_if_served(world: World, child: Manifest) -> None:
         marked = _marked(child)
         if stored is None or not _is_in_place(marked, stored):
             await world.cluster.apply(marked)
-    except NotFoundError:
-        log.warning("%s is asked for, but the cluster has no such kind", key_of(child))
+    except (NotFoundError, ForbiddenError) as error:
+        log.warning(
+            "%s is asked for, but the cluster offers no such kind: %s", key_of(child), error
+        )
 
 
 async def _delete_if_ours(world: World, service: InferenceService, key: ObjectKey) -> None:
-    stored = await world.cluster.get(key)
+    try:
+        stored = await world.cluster.get(key)
+    except ForbiddenError:
+        return  # where nothing may be looked at, nothing was made
     if stored is not None and service.metadata.uid in owner_uids(stored):
         await world.cluster.delete(key, uid_of(stored))
 

@@ -35,6 +35,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("Desired", ".spec.replicas", "integer"),
         Column("Adapters", ".status.adapters.ready", "integer"),
         Column("Reason", _condition("Ready", "reason"), priority=1),
+        Column("Update", ".status.updateAvailable", priority=1),
         Column("URL", ".status.url", priority=1),
         Column("Age", ".metadata.creationTimestamp", "date"),
     ),
@@ -47,6 +48,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("Reason", _condition("Loaded", "reason")),
         Column("Revision", ".status.currentRevision.id", priority=1),
         Column("Candidate", ".status.candidateRevision.id", priority=1),
+        Column("Weight", ".status.candidateRevision.weight", "integer", priority=1),
         Column("Age", ".metadata.creationTimestamp", "date"),
     ),
 }
