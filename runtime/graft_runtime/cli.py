@@ -10,19 +10,28 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import yaml
 from pydantic import ValidationError
 
-from graft_protocol.config import RuntimeConfig
+from graft_protocol.config import RuntimeConfig, ServerSettings
 from graft_protocol.naming import ENV_POD_NAME, ENV_POD_ROOT, PodPaths
 from graft_runtime import __version__
 from graft_runtime.log import configure_logging
 from graft_runtime.settings import EngineChildSettings, LoaderChildSettings
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from graft_runtime.server.kserve.grpc_listener import GrpcListener
+    from graft_runtime.server.listener import Listener
+
 logger = logging.getLogger(__name__)
 
+ENV_LOG_TEXT = "GRAFT_LOG_TEXT"
+"""Set to 1, prompts and outputs come to stand in the log."""
 PR_SET_PDEATHSIG = 1
 """Linux: the signal a process gets when its parent dies (prctl(2))."""
 
@@ -91,30 +100,23 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
     from graft_runtime.metrics import Metrics
     from graft_runtime.pod.pod import Pod
     from graft_runtime.server.app import create_app, create_internal_app
-    from graft_runtime.server.kserve.grpc_listener import GrpcListener
-    from graft_runtime.server.listener import Listener
+    from graft_runtime.server.tracing import start_tracer
 
     stopping = _signals()
     metrics = Metrics(config.model.served_name)
     pod = Pod(config, paths, name, metrics)
     settings = config.server
-    public = create_app(pod.gateway, settings, metrics=metrics, texts=pod.texts)
-    internal = create_internal_app(pod.gateway, token)
-    listeners = (
-        Listener(
-            public,
-            host=settings.host,
-            port=settings.port,
-            drain_timeout_seconds=2,
-            max_message_bytes=settings.max_body_bytes,
-        ),
-        GrpcListener(
-            public.state.frontend, host=settings.host, port=settings.grpc_port, grace_seconds=2
-        ),
-        Listener(
-            internal, host=settings.host, port=settings.internal_port, drain_timeout_seconds=1
-        ),
+    tracer = start_tracer()
+    public = create_app(
+        pod.gateway,
+        settings,
+        metrics=metrics,
+        texts=pod.texts,
+        tracer=tracer,
+        logs_text=os.environ.get(ENV_LOG_TEXT) == "1",
     )
+    internal = create_internal_app(pod.gateway, token)
+    listeners = _listeners(public, internal, settings)
     for listener in listeners:
         await listener.start()
     running = [asyncio.create_task(pod.run())]
@@ -127,6 +129,7 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
         await pod.drain(settings.drain_timeout_seconds)
     await asyncio.gather(*(listener.stop() for listener in listeners))
     await pod.stop()
+    await asyncio.to_thread(tracer.close)
     for task in running:
         task.cancel()
     for outcome in await asyncio.gather(*running, return_exceptions=True):
@@ -134,6 +137,27 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
             logger.error("ended by an error", exc_info=outcome)
     logger.info("stopped")
     return 0 if clean else 1
+
+
+def _listeners(
+    public: FastAPI, internal: FastAPI, settings: ServerSettings
+) -> tuple[Listener, GrpcListener, Listener]:
+    """Put both applications, and the public one's gRPC surface, on their ports; none is bound."""
+    from graft_runtime.server.kserve.grpc_listener import GrpcListener
+    from graft_runtime.server.listener import Listener
+
+    host = settings.host
+    return (
+        Listener(
+            public,
+            host=host,
+            port=settings.port,
+            drain_timeout_seconds=2,
+            max_message_bytes=settings.max_body_bytes,
+        ),
+        GrpcListener(public.state.frontend, host=host, port=settings.grpc_port, grace_seconds=2),
+        Listener(internal, host=host, port=settings.internal_port, drain_timeout_seconds=1),
+    )
 
 
 def _signals() -> asyncio.Event:

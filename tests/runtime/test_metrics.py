@@ -91,3 +91,18 @@ def test_states_left_out_have_no_adapters() -> None:
     metrics.adapter_states({AdapterState.FAILED: 1})
     assert series(metrics).value('graft_adapters{state="Available"}') == 0
     assert series(metrics).value('graft_adapters{state="Failed"}') == 1
+
+
+def test_the_cache_has_one_layout_whatever_engines_there_were() -> None:
+    metrics = Metrics("base")
+    metrics.cache_layout(16, 100)
+    metrics.cache_layout(32, 50)
+    found = [line for line in series(metrics).text.splitlines() if "cache_config_info{" in line]
+    assert len(found) == 1
+    assert 'block_size="32"' in found[0]
+    assert 'num_gpu_blocks="50"' in found[0]
+    metrics.observe_stats(EngineStats(kv_blocks_used=3, kv_blocks_total=50))
+    assert series(metrics).value("tgi_batch_current_max_tokens") == 96
+    assert series(metrics).value("tgi_batch_max_total_tokens") == 1600
+    assert series(metrics).value('graft_kv_blocks{state="used"}') == 3
+    assert series(metrics).value("vllm:gpu_cache_usage_perc") == 0.06

@@ -43,6 +43,7 @@ class Bench:
         self.tokens: dict[str, list[int]] = {}
         self.finished: dict[str, TokenOutput] = {}
         self.cached: dict[str, int] = {}
+        self.started: list[str] = []
         self.residency: list[tuple[str, str]] = []
 
     def submit(
@@ -79,6 +80,7 @@ class Bench:
 
     def step(self) -> None:
         report = self.engine.step()
+        self.started += report.started
         for output in report.outputs:
             self.tokens[output.request_id] += output.token_ids
             self.cached[output.request_id] = output.num_cached

@@ -44,6 +44,13 @@ class Batch:
     held: list[list[int]] = field(default_factory=list)
     """Tables of requests that lost their blocks while this step was to use them."""
 
+    def first_time(self) -> list[str]:
+        """Return which requests are launched for the first time, and note that they have been."""
+        new = [row.request for row in self.rows if not row.request.has_started]
+        for request in new:
+            request.has_started = True
+        return [request.request_id for request in new]
+
 
 def row_of(request: Request, num_tokens: int) -> Row:
     """Return the part of a step that computes a request's next tokens."""

@@ -19,6 +19,7 @@ from graft_runtime.engine.outputs import (
     NOT_FINITE,
     RowOutput,
     impossible,
+    out_of_tokens,
     pooled_output,
     token_output,
 )
@@ -72,6 +73,8 @@ class StepReport:
 
     outputs: list[TokenOutput] = field(default_factory=list)
     adapters: list[AdapterResidency] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+    """Requests that were launched for the first time."""
     num_tokens: int = 0
     """Tokens launched or retired. 0 with requests waiting: all of them wait for adapters."""
 
@@ -272,6 +275,7 @@ class Engine:
 
     def _launch(self, batch: Batch) -> Flight:
         self._report.num_tokens += sum(row.num_tokens for row in batch.rows)
+        self._report.started += batch.first_time()
         try:
             plan = build_plan(batch.rows, self.limits.scheduler.block_size)
             return Flight(batch, self._runner.launch(plan))
@@ -357,7 +361,7 @@ class Engine:
             return
         if token == NO_TOKEN:
             self._end(request)
-            self._report.outputs.append(impossible(request.request_id, _no_token(request)))
+            self._report.outputs.append(out_of_tokens(request))
             return
         self._counters.generation_tokens += 1
         finish = request.append(token)
@@ -394,11 +398,3 @@ class Engine:
 
 def _ended(request_id: str, finish: FinishReason, error: str | None) -> TokenOutput:
     return TokenOutput(request_id, [], None, finish, error)
-
-
-def _no_token(request: Request) -> str:
-    """Say why no token can come next."""
-    failed = None if request.grammar is None else request.grammar.error
-    if failed is not None:
-        return f"the output's grammar cannot be followed any further: {failed}"
-    return "the request's own rules leave no token that could come next"

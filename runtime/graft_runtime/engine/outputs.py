@@ -90,6 +90,16 @@ def impossible(request_id: str, message: str) -> TokenOutput:
     return TokenOutput(request_id, [], None, "error", message, is_impossible=True)
 
 
+def out_of_tokens(request: Request) -> TokenOutput:
+    """Return the end of a request whose own rules leave no token that could come next."""
+    failed = None if request.grammar is None else request.grammar.error
+    if failed is not None:
+        message = f"the output's grammar cannot be followed any further: {failed}"
+        return impossible(request.request_id, message)
+    message = "the request's own rules leave no token that could come next"
+    return impossible(request.request_id, message)
+
+
 def pooled_output(request: Request) -> TokenOutput:
     """Return the message that ends a request for hidden states; it brings no token."""
     pooled_H = request.pooled_H

@@ -101,7 +101,9 @@ class EngineLoop:
         for event in report.adapters:
             self._channel.send(event)
         now = time.monotonic()
-        if report.outputs or now - self._last_sent >= HEARTBEAT_SECONDS:
+        is_due = now - self._last_sent >= HEARTBEAT_SECONDS
+        if report.outputs or report.started or is_due:
             stats = self._engine.stats()
-            self._channel.send(StepOutputs(report.outputs, stats, self._host_seconds))
+            message = StepOutputs(report.outputs, stats, self._host_seconds, report.started)
+            self._channel.send(message)
             self._last_sent = now

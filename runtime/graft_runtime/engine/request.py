@@ -70,6 +70,8 @@ class Request:
     """Prompt tokens that its tenant has been charged for, or got from the cache."""
     admitted: bool = False
     """Whether it has run before; a second time means that it was preempted."""
+    has_started: bool = False
+    """Whether it has been launched once, whatever became of that."""
     length_at_admission: int = 0
     """How many tokens it had when it was last admitted, pending ones included."""
     epoch: int = 0

@@ -234,6 +234,8 @@ class StepOutputs(msgspec.Struct, frozen=True, tag=True):
     host_seconds: float | None = None
     """Processor time that the step before this one took of the loop that schedules steps, prepares
     their inputs, and reads and writes messages; what the device does is not in it."""
+    started: list[str] = []
+    """Requests that this step computes something of for the first time."""
 
 
 ResidencyState = Literal["registered", "loading", "resident", "failed", "removed"]

@@ -19,6 +19,13 @@ LATENCY_BUCKETS: Final = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 """Seconds; vLLM's."""
+TOKEN_BUCKETS: Final = (
+    *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0),
+    *(10_000.0, 20_000.0, 50_000.0, 100_000.0, 200_000.0),
+)
+"""Tokens; vLLM's."""
+TGI_DURATION_BUCKETS: Final = tuple(0.00015 * 1.5**power for power in range(35))
+"""Seconds; TGI's."""
 LOAD_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Seconds; the promise is one second, five at worst."""
 HOST_BUCKETS: Final = (

@@ -20,6 +20,7 @@ from graft_runtime.metrics.buckets import (
     LOAD_BUCKETS,
 )
 from graft_runtime.metrics.collectors import AdapterRequests, TgiFailure, TgiRequests
+from graft_runtime.metrics.requests import Course, RequestHistograms
 from graft_runtime.metrics.statistics import Statistics
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -68,10 +69,18 @@ class Metrics:
         self.registry.register(self.tgi)
         self._model = {"model_name": model_name, "engine": "0"}
         self._register_vllm()
+        self._requests = RequestHistograms(self.registry, self._model)
         self._register_graft()
         self._tgi_queue = self._gauge("tgi_queue_size", "Requests waiting in the engine.")
         self._tgi_batch = self._gauge("tgi_batch_current_size", "Requests in the running batch.")
         self._engine_totals: dict[str, int] = {}
+        self._tgi_tokens = self._gauge(
+            "tgi_batch_current_max_tokens", "Tokens for which the running batch has cache."
+        )
+        self._tgi_max_tokens = self._gauge(
+            "tgi_batch_max_total_tokens", "Tokens for which there is cache."
+        )
+        self._block_size = 0
 
     def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
         return Gauge(name, text, tuple(labels), registry=self.registry)
@@ -111,11 +120,21 @@ class Metrics:
         )
         for reason in ("stop", "length", "abort", "error"):
             self._success.labels(*values, reason)
+        self._old_kv_usage = gauge("gpu_cache_usage_perc", "kv_cache_usage_perc, as it was called.")
+        self._cache_config = self._gauge(
+            "vllm:cache_config_info",
+            "The KV cache's layout, as labels.",
+            (*names, "block_size", "num_gpu_blocks", "enable_prefix_caching"),
+        )
         self._first_token = seconds(
             "time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN_BUCKETS
         )
         self._inter_token = seconds(
             "inter_token_latency_seconds", "From one token to the next.", INTER_TOKEN_BUCKETS
+        )
+        # Its older name, which dashboards still read.
+        self._per_output_token = seconds(
+            "time_per_output_token_seconds", "From one token to the next.", INTER_TOKEN_BUCKETS
         )
         self._latency = seconds(
             "e2e_request_latency_seconds", "From arrival to the end.", LATENCY_BUCKETS
@@ -141,6 +160,7 @@ class Metrics:
         self._rejected = self._counter(
             "graft_rejected", "Requests refused, by error code.", ("reason",)
         )
+        self._kv_blocks = self._gauge("graft_kv_blocks", "Blocks of the KV cache.", ("state",))
         self._loop_lag = self._gauge(
             "graft_loop_lag_seconds", "How late the server's event loop last woke up."
         )
@@ -157,7 +177,12 @@ class Metrics:
         self._tgi_batch.set(stats.running)
         self._tgi_queue.set(stats.waiting)
         total = stats.kv_blocks_total
-        self._kv_usage.set(stats.kv_blocks_used / total if total else 0.0)
+        usage = stats.kv_blocks_used / total if total else 0.0
+        self._kv_usage.set(usage)
+        self._old_kv_usage.set(usage)
+        self._kv_blocks.labels("used").set(stats.kv_blocks_used)
+        self._kv_blocks.labels("total").set(total)
+        self._tgi_tokens.set(stats.kv_blocks_used * self._block_size)
         self._count_up("prompt_tokens", stats.prompt_tokens)
         self._count_up("generation_tokens", stats.generation_tokens)
         self._count_up("preemptions", stats.preemptions)
@@ -171,8 +196,10 @@ class Metrics:
 
     def engine_gone(self) -> None:
         """Empty the engine's gauges, when there is none to report."""
-        for gauge in (self._running, self._waiting, self._kv_usage):
+        for gauge in (self._running, self._waiting, self._kv_usage, self._old_kv_usage):
             gauge.set(0)
+        self._kv_blocks.labels("used").set(0)
+        self._tgi_tokens.set(0)
         self._tgi_batch.set(0)
         self._tgi_queue.set(0)
 
@@ -197,6 +224,14 @@ class Metrics:
         """Set how many adapters the device can hold at once."""
         self.adapter_requests.max_lora = count
 
+    def cache_layout(self, block_size: int, num_blocks: int) -> None:
+        """Set what the engine's cache looks like; one series, whatever engines there were."""
+        self._block_size = block_size
+        self._tgi_max_tokens.set(block_size * num_blocks)
+        self._cache_config.clear()
+        values = (*self._model.values(), str(block_size), str(num_blocks), "True")
+        self._cache_config.labels(*values).set(1)
+
     # What the server tells
 
     def first_token(self, seconds: float) -> None:
@@ -206,11 +241,22 @@ class Metrics:
     def inter_token(self, seconds: float) -> None:
         """Record the time between two tokens of a request."""
         self._inter_token.observe(seconds)
+        self._per_output_token.observe(seconds)
 
-    def finished(self, reason: FinishedReason, seconds: float) -> None:
-        """Count a request that ended, and how long it took from its arrival."""
+    def finished(self, reason: FinishedReason, model: str, course: Course) -> None:
+        """Count a request that ended.
+
+        Args:
+            reason: How it ended.
+            model: The served name that it asked.
+            course: How it went.
+        """
         self._success.labels(*self._model.values(), reason).inc()
-        self._latency.observe(seconds)
+        self._latency.observe(course.total)
+        is_success = reason in ("stop", "length")
+        self.statistics.record(model, course, is_success=is_success)
+        if is_success:
+            self._requests.observe(course)
         if reason != "error":
             self.tgi.count += 1
             self.tgi.success += reason != "abort"

@@ -7,15 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Course:
-    """How long the parts of one generation took, in seconds; None is not reached."""
-
-    queue: float | None
-    prefill: float | None
-    decode: float | None
-    total: float
+from graft_runtime.metrics.requests import Course
 
 
 @dataclass
@@ -48,15 +40,14 @@ class Statistics:
     def __init__(self) -> None:
         self._models: dict[str, _Model] = {}
 
-    def record(self, model: str, course: Course, num_tokens: int, *, is_success: bool) -> None:
+    def record(self, model: str, course: Course, *, is_success: bool) -> None:
         """Count one generation that ended, on whatever surface."""
         entry = self._models.setdefault(model, _Model())
         entry.last_ms = time.time_ns() // 1_000_000
-        entry.num_steps += num_tokens
+        entry.num_steps += course.num_output
         (entry.success if is_success else entry.fail).add(course.total)
         entry.queue.add(course.queue)
-        if course.prefill is not None:
-            entry.infer.add(course.prefill + (course.decode or 0.0))
+        entry.infer.add(course.inference)
 
     def report(self, names: Iterable[str]) -> dict[str, Any]:
         """Return the counts of some models in the protocol's form."""

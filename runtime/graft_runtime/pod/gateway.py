@@ -164,7 +164,7 @@ class Gateway:
             while not ended:
                 output = await _next_output(stream, deadline)
                 ended = output.finish_reason is not None
-                yield _chunk(output)
+                yield _chunk(output, stream.queue_seconds)
         except RequestError as error:
             is_error = error.status >= SERVER_FAULT
             raise
@@ -308,7 +308,7 @@ async def _next_output(stream: Stream, deadline: float) -> TokenOutput:
     return output
 
 
-def _chunk(output: TokenOutput) -> TokenChunk:
+def _chunk(output: TokenOutput, queue_seconds: float | None) -> TokenChunk:
     top = output.top_logprobs
     return TokenChunk(
         token_ids=tuple(output.token_ids),
@@ -318,4 +318,5 @@ def _chunk(output: TokenOutput) -> TokenChunk:
         top_logprobs=None if top is None else tuple(map(tuple, top)),
         embedding=output.embedding,
         prompt_scores=None if output.prompt_scores is None else tuple(output.prompt_scores),
+        queue_seconds=queue_seconds,
     )

@@ -208,6 +208,7 @@ class Pod:
                 self._state.engine, self._state.started = message, True
                 self._state.max_model_len = message.max_model_len
                 self._metrics.set_max_lora(message.device_pages)
+                self._metrics.cache_layout(message.block_size, message.kv_blocks)
                 self._manager.engine_started()
             case EngineRefused():
                 self._state.failure = (Reason(message.reason), message.message)
@@ -219,6 +220,8 @@ class Pod:
                 self._metrics.observe_stats(message.stats)
                 if message.host_seconds is not None:
                     self._metrics.host_time(message.host_seconds)
+                for request_id in message.started:
+                    self.gateway.streams.begin(request_id)
                 for output in message.outputs:
                     self.gateway.streams.deliver(output)
                 return  # the hot path: nothing below depends on tokens

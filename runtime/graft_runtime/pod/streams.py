@@ -33,6 +33,10 @@ class Stream:
     """Whether the engine has it. Before that it waits for its adapter, or for an engine."""
     started: bool = False
     """Whether the engine has answered at all; until then the request counts as waiting."""
+    opened_at: float = 0.0
+    """When it came in, in the clock's seconds."""
+    queue_seconds: float | None = None
+    """How long it waited before the engine computed something of it; None while it waits."""
     queue: asyncio.Queue[TokenOutput | RequestError] = field(default_factory=asyncio.Queue)
 
 
@@ -114,6 +118,7 @@ class Streams:
 
     def open(self, stream: Stream) -> None:
         """Count a request in: it waits from now on, for whatever it may be."""
+        stream.opened_at = self._clock()
         self._streams[stream.request_id] = stream
         self._waiting_tokens += stream.num_prompt
         self._idle.clear()
@@ -124,6 +129,12 @@ class Streams:
         stream.revision = revision
         if revision is not None:
             self._active[revision] += 1
+
+    def begin(self, request_id: str) -> None:
+        """Note that the engine computes something of a request. One that is gone is no error."""
+        stream = self._streams.get(request_id)
+        if stream is not None and stream.queue_seconds is None:
+            stream.queue_seconds = self._clock() - stream.opened_at
 
     def close(self, stream: Stream) -> None:
         """Count a request out."""

@@ -41,6 +41,7 @@ from graft_runtime.server.kserve import http as kserve
 from graft_runtime.server.limits import BODY_TIMEOUT_SECONDS, LimitsMiddleware
 from graft_runtime.server.openai import chat, completions, embeddings, models, responses
 from graft_runtime.server.openapi import describe
+from graft_runtime.server.tracing import NoTracer, Tracer
 from graft_runtime.text.model_text import ModelTextLoader
 
 LAG_INTERVAL_SECONDS: Final = 1.0
@@ -53,6 +54,8 @@ def create_app(
     *,
     metrics: Metrics,
     texts: ModelTextLoader | None = None,
+    tracer: Tracer | None = None,
+    logs_text: bool = False,
     body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
 ) -> FastAPI:
     """Return the public application.
@@ -62,12 +65,23 @@ def create_app(
         settings: Limits and timeouts.
         metrics: What the routes count in and ``/metrics`` shows.
         texts: The text tools, if the caller shares them (to load them before the first request).
+        tracer: What is told of generations that ended, if anything.
+        logs_text: Whether prompts and outputs come to stand in the log.
         body_timeout_seconds: How long a request's body may take to arrive.
     """
     grammars = GrammarChecker(backend.tokenizer_dir)
     app = _application(_lifespan(metrics, grammars))
     texts = texts or ModelTextLoader(backend.tokenizer_dir)
-    app.state.frontend = Frontend(backend, settings, metrics, texts, grammars, Plugins())
+    app.state.frontend = Frontend(
+        backend,
+        settings,
+        metrics,
+        texts,
+        grammars,
+        Plugins(),
+        tracer or NoTracer(),
+        logs_text=logs_text,
+    )
     for module in (
         completions,
         chat,

@@ -73,6 +73,8 @@ class TokenChunk:
     """The prompt's hidden states, pooled, if asked for: float32, little-endian."""
     prompt_scores: tuple[TokenScore, ...] | None = None
     """Of the prompt's second token and those after it, if asked for; in the first chunk."""
+    queue_seconds: float | None = None
+    """How long the request waited before anything of it was computed."""
 
 
 @dataclass(frozen=True)

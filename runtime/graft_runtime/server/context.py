@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, cast
 
@@ -19,6 +20,7 @@ from graft_runtime.metrics import AbortReason, Metrics
 from graft_runtime.sampling.plugins import Plugins
 from graft_runtime.server.backend import Backend
 from graft_runtime.server.grammars import GrammarChecker
+from graft_runtime.server.tracing import NoTracer, Tracer
 from graft_runtime.text.model_text import ModelTextLoader
 
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
@@ -34,6 +36,9 @@ class Frontend:
     texts: ModelTextLoader
     grammars: GrammarChecker
     plugins: Plugins
+    tracer: Tracer = field(default_factory=NoTracer)
+    logs_text: bool = False
+    """Whether prompts and outputs come to stand in the log."""
 
 
 @dataclass
@@ -56,6 +61,8 @@ class Exchange:
     """Why its generation was closed early, if it was."""
     family: Literal["openai", "tgi", "triton", "anthropic"] | None = None
     """Whose error form its answer takes, where the body decides and not the path."""
+    trace_parent: Mapping[str, str] = field(default_factory=dict)
+    """The headers that name the caller's span."""
     failure_counted: bool = False
     """Whether its failure is in the metrics already."""
 

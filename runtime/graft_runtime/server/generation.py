@@ -88,7 +88,7 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
     Raises:
         RequestError: The backend could not begin or go on.
     """
-    record = Record(frontend.metrics, exchange, job.id, job.target, len(job.token_ids))
+    record = Record(frontend, exchange, job)
     reader = _Reader(job)
     terms = replace(job.terms, timeout_seconds=exchange.timeout_seconds)
     chunks = frontend.backend.generate(job.id, job.token_ids, job.sampling, job.target, terms)
@@ -99,6 +99,8 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
                 piece = reader.read(chunk)
                 if is_first:
                     is_first = False
+                    record.queue_seconds = chunk.queue_seconds
+                    record.num_cached = chunk.num_cached
                     piece = replace(
                         piece,
                         num_cached=chunk.num_cached,
@@ -106,6 +108,8 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
                         embedding=chunk.embedding,
                     )
                 record.tokens(len(piece.tokens))
+                if record.text is not None:
+                    record.text.append(piece.text)
                 if piece.end is not None:
                     record.end = piece.end.reason
                     await chunks.aclose()

@@ -29,6 +29,7 @@ from graft_runtime.server.errors import (
     tgi_cause,
     wire_error,
 )
+from graft_runtime.server.tracing import parent_of
 
 _logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class LimitsMiddleware:
         try:
             self._check_headers(headers)
             exchange.timeout_seconds = _timeout_seconds(headers)
+            exchange.trace_parent = parent_of(headers)
             set_caller(headers)
             await self._app(scope, self._limited(receive), answer.send)
         except ClientDisconnect:

@@ -1,4 +1,7 @@
-"""The course of one generation: its metrics, and its line in the access log. Never its text."""
+"""The course of one generation: its metrics, and its line in the access log.
+
+Its text is in none of them, unless the pod was told to log it.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,36 @@ import asyncio
 import logging
 import time
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from graft_runtime.errors import RequestError
-from graft_runtime.metrics import FinishedReason, Metrics
-from graft_runtime.metrics.statistics import Course
+from graft_runtime.ipc.messages import Sampling
+from graft_runtime.metrics import FinishedReason
+from graft_runtime.metrics.requests import Course
 from graft_runtime.server.backend import Target
-from graft_runtime.server.context import Exchange
+from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.errors import tgi_cause
+from graft_runtime.server.tracing import Ended
+from graft_runtime.text.tokenizer import Tokenizer
 
 _logger = logging.getLogger("graft_runtime.access")
 
 EndReason = Literal["length", "eos", "stop_token", "stop_string", "abort"]
+
+
+class Facts(Protocol):
+    """What there is to know of a job; `generation.Job` fits."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102 - named by the field of the log it feeds
+    @property
+    def token_ids(self) -> list[int]: ...  # noqa: D102
+    @property
+    def sampling(self) -> Sampling: ...  # noqa: D102
+    @property
+    def target(self) -> Target: ...  # noqa: D102
+    @property
+    def tokenizer(self) -> Tokenizer: ...  # noqa: D102
 
 
 class Record:
@@ -26,30 +47,30 @@ class Record:
     Used as a context: what leaves it tells how the generation ended, unless `close` was called.
     """
 
-    def __init__(
-        self, metrics: Metrics, exchange: Exchange, job_id: str, target: Target, prompt_tokens: int
-    ) -> None:
+    def __init__(self, frontend: Frontend, exchange: Exchange, job: Facts) -> None:
         """Begin.
 
         Args:
-            metrics: Where the course is counted.
-            exchange: The HTTP request behind it; times count from its arrival.
-            job_id: The engine's id for it.
-            target: What it asks.
-            prompt_tokens: Length of its prompt.
+            frontend: Where the course is counted, traced and logged.
+            exchange: The request behind it; times count from its arrival.
+            job: What runs.
         """
         self.end: EndReason | None = None
-        self._metrics = metrics
+        self.queue_seconds: float | None = None
+        """How long it waited in the engine's queue, once that is known."""
+        self.num_cached = 0
+        self.text: list[str] | None = [] if frontend.logs_text else None
+        """Pieces of the output, if these are to be logged."""
+        self._frontend = frontend
+        self._metrics = frontend.metrics
         self._exchange = exchange
-        self._job_id = job_id
-        self._target = target
-        self._prompt_tokens = prompt_tokens
+        self._job = job
         self._completion_tokens = 0
         self._submitted_seconds = exchange.elapsed()
         self._first_token_seconds: float | None = None
         self._last_token_at = 0.0
         self._closed = False
-        self._adapter = None if target.revision is None else target.served_name
+        self._adapter = None if job.target.revision is None else job.target.served_name
 
     def __enter__(self) -> Self:
         if self._adapter is not None:
@@ -89,14 +110,9 @@ class Record:
             was_running = self._first_token_seconds is not None
             self._metrics.adapter_requests.leave(self._adapter, was_running=was_running)
         reason, cause = self._outcome(error)
-        self._metrics.finished(reason, self._exchange.elapsed())
-        self._metrics.statistics.record(
-            self._target.served_name,
-            self._course(),
-            self._completion_tokens,
-            is_success=reason in ("stop", "length"),
-        )
-        self._log(reason, cause)
+        course = self._course()
+        self._metrics.finished(reason, self._job.target.served_name, course)
+        self._tell(reason, cause, course)
 
     def _outcome(self, error: BaseException | None) -> tuple[FinishedReason, str]:
         """Return the metric's reason and, for the log, what lies behind it."""
@@ -117,32 +133,78 @@ class Record:
 
     def _course(self) -> Course:
         total = self._exchange.elapsed()
+        begun = self._submitted_seconds + (self.queue_seconds or 0.0)
         first = self._first_token_seconds
         return Course(
-            queue=None,
-            prefill=None if first is None else first - self._submitted_seconds,
-            decode=None if first is None else total - first,
             total=total,
+            prepare=self._submitted_seconds,
+            queue=self.queue_seconds,
+            # The two clocks are read in two places; what lies between them must not become less
+            # than nothing.
+            prefill=None if first is None else max(0.0, first - begun),
+            decode=None if first is None else total - first,
+            num_prompt=len(self._job.token_ids),
+            num_output=self._completion_tokens,
+            max_output=self._job.sampling.max_tokens,
         )
 
-    def _log(self, reason: FinishedReason, cause: str) -> None:
-        _logger.info(
-            "generated",
-            extra={
-                "request_id": self._exchange.request_id,
-                "engine_request_id": self._job_id,
-                "path": self._exchange.path,
-                "model": self._target.served_name,
-                "revision": self._target.revision,
-                "prompt_tokens": self._prompt_tokens,
-                "completion_tokens": self._completion_tokens,
-                "prepare_seconds": _rounded(self._submitted_seconds),
-                "first_token_seconds": _rounded(self._first_token_seconds),
-                "total_seconds": _rounded(self._exchange.elapsed()),
-                "finish_reason": reason,
-                "cause": cause,
-            },
-        )
+    def _tell(self, reason: FinishedReason, cause: str, course: Course) -> None:
+        """Write the span and the line in the log."""
+        target = self._job.target
+        namespace, digest = _parts(target.revision)
+        attributes: dict[str, str | int | float] = {
+            "gen_ai.request.id": self._exchange.request_id,
+            "gen_ai.request.model": target.served_name,
+            "gen_ai.request.max_tokens": course.max_output,
+            "gen_ai.usage.prompt_tokens": course.num_prompt,
+            "gen_ai.usage.completion_tokens": course.num_output,
+            "gen_ai.latency.e2e": course.total,
+            "gen_ai.response.finish_reasons": cause,
+            "graft.path": self._exchange.path,
+            "graft.tenant": namespace,
+            "graft.adapter.digest": digest,
+        }
+        if self._first_token_seconds is not None:
+            attributes["gen_ai.latency.time_to_first_token"] = self._first_token_seconds
+        if course.queue is not None:
+            attributes["gen_ai.latency.time_in_queue"] = course.queue
+        error = cause if reason == "error" else None
+        ended = Ended(course, attributes, error, self._exchange.trace_parent)
+        trace_id = self._frontend.tracer.record(ended)
+        line = {
+            "request_id": self._exchange.request_id,
+            "engine_request_id": self._job.id,
+            "trace_id": trace_id,
+            "path": self._exchange.path,
+            "model": target.served_name,
+            "revision": target.revision,
+            "adapter_digest": digest or None,
+            "tenant": namespace or None,
+            "prompt_tokens": course.num_prompt,
+            "cached_tokens": self.num_cached,
+            "completion_tokens": course.num_output,
+            "prepare_seconds": _rounded(course.prepare),
+            "queue_seconds": _rounded(course.queue),
+            "prefill_seconds": _rounded(course.prefill),
+            "decode_seconds": _rounded(course.decode),
+            "first_token_seconds": _rounded(self._first_token_seconds),
+            "total_seconds": _rounded(course.total),
+            "finish_reason": reason,
+            "cause": cause,
+        }
+        if self.text is not None:
+            tokenizer = self._job.tokenizer
+            line["prompt"] = tokenizer.decode(self._job.token_ids, skip_special_tokens=False)
+            line["output"] = "".join(self.text)
+        _logger.info("generated", extra=line)
+
+
+def _parts(revision: str | None) -> tuple[str, str]:
+    """Return a revision's namespace, who is the tenant, and the digest of its content."""
+    if revision is None:
+        return "", ""
+    name, _, digest = revision.partition("@")
+    return name.partition("/")[0], digest
 
 
 def _rounded(seconds: float | None) -> float | None:

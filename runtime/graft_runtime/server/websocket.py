@@ -26,6 +26,7 @@ from graft_runtime.server.errors import as_request_error, openai_error, tgi_caus
 from graft_runtime.server.exchange import stop, within
 from graft_runtime.server.openai import chat, completions
 from graft_runtime.server.sse import DONE
+from graft_runtime.server.tracing import parent_of
 
 router = APIRouter()
 
@@ -83,6 +84,7 @@ class Connection:
         self._websocket = websocket
         self._id = id
         self._slow_reader_seconds = slow_reader_seconds
+        self._trace_parent = parent_of(websocket.headers.raw)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._works: dict[str, asyncio.Task[None]] = {}
         """What a client may cancel: each task's own work, so that the task can still tell of it."""
@@ -138,7 +140,12 @@ class Connection:
     def _start(self, id: str, message: Mapping[str, Any], num_bytes: int) -> None:
         if id in self._tasks:
             raise InvalidRequestError("`id` is that of a request which still runs", param="id")
-        exchange = Exchange(self._request_id(id), PATH, num_body_bytes=num_bytes)
+        exchange = Exchange(
+            self._request_id(id),
+            PATH,
+            num_body_bytes=num_bytes,
+            trace_parent=self._trace_parent | _trace_parent(message),
+        )
         work = asyncio.create_task(self._generate(id, exchange, message))
         task = asyncio.create_task(self._answer(id, exchange, work))
         self._works[id], self._tasks[id] = work, task
@@ -232,6 +239,12 @@ class Connection:
 def _error(id: str | None, error: RequestError) -> dict[str, Any]:
     wire = openai_error(error)
     return {"type": "error", "id": id, "status": wire.status, "error": wire.body["error"]}
+
+
+def _trace_parent(message: Mapping[str, Any]) -> dict[str, str]:
+    """Return the span that a message names for its own request."""
+    given = message.get("traceparent")
+    return {"traceparent": given} if isinstance(given, str) else {}
 
 
 def _is_cancelled() -> bool:

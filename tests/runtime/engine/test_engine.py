@@ -35,6 +35,8 @@ def test_preempted_requests_keep_their_tokens() -> None:
     bench.drain()
     bench.assert_all_right()
     assert bench.engine.stats().preemptions > 0
+    # Who is preempted and computed again has not started twice.
+    assert sorted(bench.started) == sorted(bench.tokens)
 
 
 def test_a_shared_prefix_is_computed_once_and_reported() -> None:

@@ -72,6 +72,9 @@ async def test_eight_answers_compute_their_prompt_once(pod: RunningPod) -> None:
     computed = await prompt_tokens_computed(pod)
     assert status.engine_restarts == 0
     assert num_prompt <= computed <= num_prompt + 7 * block
+    page = (await pod.client.get(f"{pod.url}/metrics")).text
+    (queued,) = [line for line in page.splitlines() if "queue_time_seconds_count{" in line]
+    assert float(queued.rpartition(" ")[2]) >= 8
     again = await ask(
         pod, "/v1/completions", prompt=PROMPT, n=8, seed=7, max_tokens=12, temperature=1.0
     )

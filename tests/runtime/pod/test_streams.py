@@ -44,6 +44,20 @@ def test_requests_are_refused_by_the_length_of_their_text_before_it_is_tokens() 
     streams.check_room(prompt_chars=200)
 
 
+def test_a_request_waits_until_something_of_it_is_computed() -> None:
+    clock = Clock()
+    streams = Streams(8, 8, 100, clock)
+    stream = Stream("r0", 5)
+    streams.open(stream)
+    assert stream.queue_seconds is None
+    clock.now += 2.0
+    streams.begin("r0")
+    clock.now += 3.0
+    streams.begin("r0")
+    streams.begin("gone")
+    assert stream.queue_seconds == 2.0
+
+
 def test_a_prompt_longer_than_the_queue_comes_in_when_nothing_waits() -> None:
     streams = Streams(max_running=8, max_waiting=8, max_waiting_tokens=100)
     streams.check_room(prompt_chars=10_000)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -247,6 +248,8 @@ async def test_the_connections_key_is_that_of_its_requests(
 
 class DeafSocket:
     """A client that sends one request and reads nothing."""
+
+    headers = Headers({})
 
     def __init__(self) -> None:
         body = {"prompt": "x", "model": BASE}

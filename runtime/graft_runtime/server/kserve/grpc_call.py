@@ -13,6 +13,7 @@ from graft_runtime.server.caller import set_caller
 from graft_runtime.server.context import Exchange, Frontend, safe_request_id
 from graft_runtime.server.errors import as_request_error, tgi_cause
 from graft_runtime.server.exchange import within
+from graft_runtime.server.tracing import parent_of
 
 T = TypeVar("T")
 
@@ -44,13 +45,15 @@ def status_of(error: RequestError) -> Any:
 def open_exchange(context: Any, path: str) -> Exchange:
     """Return the exchange of one RPC, or of one request of a stream; note who calls."""
     metadata = dict(context.invocation_metadata() or ())
-    set_caller(
+    headers = [
         (name.encode(), value.encode("latin-1", "replace"))
         for name, value in metadata.items()
         if isinstance(value, str)
-    )
+    ]
+    set_caller(headers)
     given = metadata.get("x-request-id", "")
     exchange = Exchange(safe_request_id(given if isinstance(given, str) else ""), path)
+    exchange.trace_parent = parent_of(headers)
     remaining = context.time_remaining()
     if remaining is not None:
         exchange.timeout_seconds = max(remaining, MIN_SECONDS)
