@@ -11,8 +11,14 @@ from graft_operator.resources.meta import Condition, Manifest, key_of, uid_of
 from graft_operator.resources.status import AdapterStatus, ServiceStatus
 from graft_protocol.reasons import REASONS, Reason
 
-_TOLD = ("Accepted", "Ready", "RolloutProgressing", "PodsScheduled", "Stalled")
-"""Conditions whose turns are worth an event."""
+_TOLD = ("Accepted", "Ready", "Stalled")
+"""Conditions whose turns are worth an event, whatever they are."""
+_TOLD_REASONS = {
+    "PodsScheduled": (Reason.UNSCHEDULABLE, Reason.POD_REFUSED),
+    "RolloutProgressing": (Reason.PAUSED, Reason.ROLLED_BACK),
+}
+"""Reasons of other conditions that are worth one, too. The rest would double the events of a
+thousand adapters that come up."""
 
 
 async def write_status(
@@ -59,5 +65,6 @@ def _turned(new: Iterable[Condition], old: Iterable[Condition]) -> list[Conditio
     return [
         item
         for item in new
-        if item.type in _TOLD and before.get(item.type) != (item.status, item.reason)
+        if (item.type in _TOLD or item.reason in _TOLD_REASONS.get(item.type, ()))
+        and before.get(item.type) != (item.status, item.reason)
     ]

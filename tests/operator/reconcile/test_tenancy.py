@@ -105,3 +105,11 @@ async def test_an_expired_adapter_leaves_the_set_and_keeps_its_object() -> None:
         await settled(controller, cluster)
     assert set(entries(cluster)) == {"fine"}
     assert outcome(cluster)["LoraAdapter/over"][2]["Ready"][:2] == ("False", "Expired")
+
+
+async def test_an_adapter_that_is_accepted_costs_two_events_and_no_more() -> None:
+    cluster = StoreCluster()
+    async with controlling(cluster) as controller:
+        create(cluster, [service_document(), adapter_document("mine", source=PINNED)])
+        await settled(controller, cluster)
+    assert [reason for name, reason in cluster.events if name == "mine"] == ["Accepted", "Pending"]
