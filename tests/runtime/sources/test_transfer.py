@@ -79,16 +79,24 @@ def ignore(done_bytes: int, total_bytes: int) -> None:
     """Take progress without looking."""
 
 
-def refuse_from(proxy: FaultProxy, number: int) -> None:
-    """Refuse the weights' parts from the n-th request for them on."""
+def refuse_from(proxy: FaultProxy, number: int, journals: Path | None = None) -> None:
+    """Refuse the weights' parts from the n-th request for them on, when those before are safe."""
     lock, seen = threading.Lock(), [0]
+
+    def wait_until_safe() -> None:
+        deadline = time.monotonic() + 20
+        while journals is not None and time.monotonic() < deadline:
+            noted = "".join(path.read_text() for path in journals.glob("*/parts"))
+            if noted.count(f"{WEIGHTS_NAME}\n") >= number - 1:
+                return
+            time.sleep(0.01)
 
     def plan(path: str) -> Fault | None:
         if not path.endswith(WEIGHTS_NAME):
             return None
         with lock:
             seen[0] += 1
-            return Fault(status=403) if seen[0] >= number else None
+            return Fault(status=403, before=wait_until_safe) if seen[0] >= number else None
 
     proxy.plan = plan
 
@@ -98,10 +106,12 @@ def asked(proxy: FaultProxy) -> set[str]:
     return set(filter(None, proxy.ranges))
 
 
-async def break_off(source: Source, proxy: FaultProxy, cache: DiskCache, after: int) -> None:
+async def break_off(
+    source: Source, proxy: FaultProxy, cache: DiskCache, folder: Path, after: int
+) -> None:
     """Let a download end after so many parts are on disk for good."""
     one_by_one = Wanted(Kind.ADAPTER, adapter_files, 10**7, DIGEST, asyncio.Semaphore(1))
-    refuse_from(proxy, after + 1)
+    refuse_from(proxy, after + 1, folder / "cache/partial")
     with pytest.raises(ReasonedError) as caught:
         await fetch(source, one_by_one, cache, ignore)
     assert caught.value.reason is Reason.SOURCE_FORBIDDEN
@@ -153,7 +163,7 @@ async def test_no_more_streams_are_open_than_the_source_shall_have(
 async def test_a_download_that_broke_off_goes_on_with_what_is_missing(
     source: Source, proxy: FaultProxy, cache: DiskCache, tmp_path: Path
 ) -> None:
-    await break_off(source, proxy, cache, after=2)
+    await break_off(source, proxy, cache, tmp_path, after=2)
     assert list((tmp_path / "cache/adapters").iterdir()) == []
     progress: list[int] = []
     # Another process comes later.
@@ -172,7 +182,7 @@ async def test_a_download_that_broke_off_goes_on_with_what_is_missing(
 async def test_a_kept_part_that_is_damaged_is_fetched_again(
     source: Source, proxy: FaultProxy, cache: DiskCache, tmp_path: Path
 ) -> None:
-    await break_off(source, proxy, cache, after=2)
+    await break_off(source, proxy, cache, tmp_path, after=2)
     (kept,) = (tmp_path / "cache/partial").glob(f"*/files/{WEIGHTS_NAME}")
     with kept.open("r+b") as file:
         file.seek(10)
@@ -184,9 +194,14 @@ async def test_a_kept_part_that_is_damaged_is_fetched_again(
 
 
 async def test_parts_of_what_changed_meanwhile_are_not_used(
-    source: Source, proxy: FaultProxy, cache: DiskCache, s3: S3, request: pytest.FixtureRequest
+    source: Source,
+    proxy: FaultProxy,
+    cache: DiskCache,
+    s3: S3,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
-    await break_off(source, proxy, cache, after=2)
+    await break_off(source, proxy, cache, tmp_path, after=2)
     changed = FILES | {WEIGHTS_NAME: WEIGHTS[::-1]}
     s3.put(bucket_of(request), {f"a/{name}": body for name, body in changed.items()})
     entry = await fetch(source, wanted(None), cache, ignore)
@@ -198,7 +213,7 @@ async def test_kept_parts_make_room_before_anything_whole(
     source: Source, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     cache = DiskCache(tmp_path / "cache", len(WEIGHTS) * 2)
-    await break_off(source, proxy, cache, after=3)
+    await break_off(source, proxy, cache, tmp_path, after=3)
     assert len(list((tmp_path / "cache/partial").iterdir())) == 1
     with cache.staging(len(WEIGHTS) + PART):
         assert list((tmp_path / "cache/partial").iterdir()) == []
@@ -207,7 +222,7 @@ async def test_kept_parts_make_room_before_anything_whole(
 async def test_parts_that_nobody_came_back_for_are_swept_after_a_day(
     source: Source, proxy: FaultProxy, cache: DiskCache, tmp_path: Path
 ) -> None:
-    await break_off(source, proxy, cache, after=2)
+    await break_off(source, proxy, cache, tmp_path, after=2)
     (kept,) = (tmp_path / "cache/partial").iterdir()
     DiskCache(tmp_path / "cache", 20_000_000)
     assert kept.exists()
@@ -220,7 +235,7 @@ async def test_parts_that_nobody_came_back_for_are_swept_after_a_day(
 async def test_a_download_that_another_process_is_taking_up_is_left_to_it(
     source: Source, proxy: FaultProxy, cache: DiskCache, tmp_path: Path
 ) -> None:
-    await break_off(source, proxy, cache, after=2)
+    await break_off(source, proxy, cache, tmp_path, after=2)
     (kept,) = (tmp_path / "cache/partial").iterdir()
     with cache.staging(1, kept.name) as held:
         assert held.path == kept
