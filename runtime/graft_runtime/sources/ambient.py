@@ -19,6 +19,11 @@ _ENDPOINTS = {
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_PROXIES = tuple(
+    spelled
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+    for spelled in (name, name.lower())
+)
 _YES = frozenset({"1", "on", "true", "yes"})
 
 
@@ -30,6 +35,8 @@ class Ambient:
     """By scheme; used where a credential names none."""
     region: str | None = None
     hub_token: str | None = field(default=None, repr=False)
+    has_proxy: bool = False
+    """Whether all traffic goes through an egress proxy, which decides where it may go."""
     is_offline: bool = False
     """Whether no hub may be asked: only what the disk cache holds is served."""
 
@@ -41,6 +48,7 @@ def read_ambient(environment: Mapping[str, str]) -> Ambient:
         endpoints=MappingProxyType({scheme: url for scheme, url in found.items() if url}),
         region=_first(environment, _REGIONS),
         hub_token=_first(environment, _HUB_TOKENS),
+        has_proxy=_first(environment, _PROXIES) is not None,
         is_offline=(_first(environment, _OFFLINE) or "").lower() in _YES,
     )
 

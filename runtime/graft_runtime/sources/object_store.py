@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import obstore
@@ -22,7 +23,8 @@ from graft_runtime.sources.base import (
     backoff_seconds,
 )
 from graft_runtime.sources.endpoints import SourcePolicy, resolve
-from graft_runtime.sources.store_config import StoreAccess, open_store
+from graft_runtime.sources.guard import Guard, guarded
+from graft_runtime.sources.store_config import Store, StoreAccess, hosts_of, open_store
 from graft_runtime.sources.store_errors import is_broken_stream, translate
 from graft_runtime.sources.uri import SourceUri
 
@@ -39,7 +41,10 @@ class ObjectStoreSource:
         self._uri = uri
         self._access = access
         self._policy = policy
-        self._store = open_store(uri, access, policy)
+        self._store: Store | None = None
+        self._guard: Guard | None = None
+        self._opening = asyncio.Lock()
+        self._stack = AsyncExitStack()
 
     @property
     def uri(self) -> str:
@@ -54,10 +59,11 @@ class ObjectStoreSource:
     async def list_files(self) -> list[SourceFile]:
         """Return the objects directly under the prefix; a sibling prefix never matches."""
         await self._check_resolved()
+        store = await self._client()
         prefix = f"{self._uri.path}/" if self._uri.path else ""
         found: list[SourceFile] = []
         seen = 0
-        stream = obstore.list(self._store, self._uri.path or None, chunk_size=_LIST_CHUNK)
+        stream = obstore.list(store, self._uri.path or None, chunk_size=_LIST_CHUNK)
         try:
             while True:
                 async with asyncio.timeout(self._policy.idle_timeout_seconds):
@@ -74,7 +80,7 @@ class ObjectStoreSource:
                     if meta["path"].startswith(prefix) and name and "/" not in name:
                         found.append(SourceFile(name, meta["size"], meta["e_tag"]))
         except (BaseError, OSError) as error:
-            raise translate(error, self.uri) from error
+            raise self._translate(error, self.uri) from error
 
     async def read(
         self, file: SourceFile, offset: int = 0, length: int | None = None
@@ -97,16 +103,37 @@ class ObjectStoreSource:
                     yield bytes(chunk)
             except (BaseError, OSError) as error:
                 if not is_broken_stream(error):
-                    raise translate(error, self._name(file)) from error
+                    raise self._translate(error, self._name(file)) from error
             if offset == end:
                 return
         message = f"ends after {offset} of {end} bytes, again and again"
         raise self._error(Reason.TRUNCATED_DOWNLOAD, file, message)
 
     async def aclose(self) -> None:
-        """Do nothing: the client keeps no connection that anyone waits for."""
+        """End what guards the client's connections."""
+        self._store = None
+        await self._stack.aclose()
+
+    async def _client(self) -> Store:
+        """Make the client, once; held to the endpoint wherever that can be told."""
+        async with self._opening:
+            if self._store is None:
+                hosts = hosts_of(self._uri, self._access)
+                if hosts is not None and not self._policy.ambient.has_proxy:
+                    timeout = self._policy.connect_timeout_seconds
+                    self._guard = await self._stack.enter_async_context(guarded(hosts, timeout))
+                proxy_url = self._guard.url if self._guard is not None else None
+                self._store = open_store(self._uri, self._access, self._policy, proxy_url)
+            return self._store
+
+    def _translate(self, error: Exception, what: str) -> ReasonedError:
+        if self._guard is not None and self._guard.has_refused:
+            message = f"{what}: the object store redirects to another host"
+            return ReasonedError(Reason.SOURCE_FORBIDDEN, message)
+        return translate(error, what)
 
     async def _open(self, file: SourceFile, offset: int, end: int) -> BytesStream:
+        store = await self._client()
         options: GetOptions = {}
         if file.etag is not None:
             options["if_match"] = file.etag
@@ -115,9 +142,9 @@ class ObjectStoreSource:
         key = f"{self._uri.path}/{file.name}" if self._uri.path else file.name
         try:
             async with asyncio.timeout(self._policy.idle_timeout_seconds):
-                result = await obstore.get_async(self._store, key, options=options)
+                result = await obstore.get_async(store, key, options=options)
         except (BaseError, OSError) as error:
-            raise translate(error, self._name(file)) from error
+            raise self._translate(error, self._name(file)) from error
         # Not every store honours the condition; all of them say which object they send.
         other = file.etag is not None and result.meta["e_tag"] not in (None, file.etag)
         if other or result.meta["size"] != file.size or result.range[0] != offset:

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 _DEFAULT_REGION = "us-east-1"
 _PATIENCE = timedelta(days=1)
+_IDENTITY_HOSTS = (
+    Endpoint("https", "oauth2.googleapis.com", 443),
+    Endpoint("https", "login.microsoftonline.com", 443),
+)
+"""Where keys are exchanged for tokens."""
 
 Store = S3Store | GCSStore | AzureStore
 
@@ -47,39 +52,55 @@ class StoreAccess:
     region: str | None = None
 
 
-def open_store(uri: SourceUri, access: StoreAccess, policy: SourcePolicy) -> Store:
+def hosts_of(uri: SourceUri, access: StoreAccess) -> frozenset[Endpoint] | None:
+    """Return all that a client of a custom endpoint has to speak with, to be held to it.
+
+    None where that cannot be told: the provider's own endpoint, or the pod's own identity, which
+    comes from wherever the environment says.
+    """
+    credential = access.credential
+    if access.endpoint is None or not (credential.has_secret or _is_anonymous(credential)):
+        return None
+    identity = _IDENTITY_HOSTS if _asks_for_tokens(credential) else ()
+    return frozenset((_own_endpoint(uri, access.endpoint, credential), *identity))
+
+
+def open_store(
+    uri: SourceUri, access: StoreAccess, policy: SourcePolicy, proxy_url: str | None = None
+) -> Store:
     """Return the client for a URI's bucket; nothing is contacted.
 
     Raises:
         ReasonedError: SecretNotFound when a key is not what it should be.
     """
     make = {"s3": _s3, "gs": _gcs, "az": _azure}[uri.scheme]
+    client = _client(access, policy)
+    if proxy_url is not None:
+        client["proxy_url"] = proxy_url
     try:
-        return make(uri.bucket, access, policy)
+        return make(uri, access, client, _retries(policy))
     except (BaseError, TypeError, ValueError) as error:
         # The text may quote the key.
         message = f"{uri}: a key of the credential is malformed ({type(error).__name__})"
         raise ReasonedError(Reason.SECRET_NOT_FOUND, message) from None
 
 
-def _s3(bucket: str, access: StoreAccess, policy: SourcePolicy) -> Store:
+def _s3(uri: SourceUri, access: StoreAccess, client: ClientConfig, retries: RetryConfig) -> Store:
     credential, endpoint = access.credential, access.endpoint
     config: S3Config = {"region": access.region or _DEFAULT_REGION}
-    virtual = credential.addressing_style == "virtual"
     if endpoint is not None:
-        host = endpoint._replace(host=f"{bucket}.{endpoint.host}") if virtual else endpoint
-        config["endpoint"] = host.url
-    config["virtual_hosted_style_request"] = virtual
+        config["endpoint"] = _own_endpoint(uri, endpoint, credential).url
+    config["virtual_hosted_style_request"] = credential.addressing_style == "virtual"
     return S3Store(
-        bucket,
+        uri.bucket,
         config=config,
-        client_options=_client(access, policy),
-        retry_config=_retries(policy),
+        client_options=client,
+        retry_config=retries,
         credential_provider=_StaticKeys(credential) if credential.access_key_id else None,
     )
 
 
-def _gcs(bucket: str, access: StoreAccess, policy: SourcePolicy) -> Store:
+def _gcs(uri: SourceUri, access: StoreAccess, client: ClientConfig, retries: RetryConfig) -> Store:
     credential, endpoint = access.credential, access.endpoint
     config: GCSConfig = {}
     if endpoint is not None:
@@ -89,28 +110,31 @@ def _gcs(bucket: str, access: StoreAccess, policy: SourcePolicy) -> Store:
     elif credential.token is None and _is_anonymous(credential):
         config["skip_signature"] = True
     return GCSStore(
-        bucket,
+        uri.bucket,
         config=config,
-        client_options=_client(access, policy),
-        retry_config=_retries(policy),
+        client_options=client,
+        retry_config=retries,
         credential_provider=_StaticToken(credential.token) if credential.token else None,
     )
 
 
-def _azure(place: str, access: StoreAccess, policy: SourcePolicy) -> Store:
-    account, _, container = place.partition("/")
+def _azure(
+    uri: SourceUri, access: StoreAccess, client: ClientConfig, retries: RetryConfig
+) -> Store:
+    account, _, container = uri.bucket.partition("/")
     credential, endpoint = access.credential, access.endpoint
     config: AzureConfig = {"account_name": account, **_azure_identity(credential)}
-    if endpoint is not None and credential.addressing_style == "virtual":
-        config["endpoint"] = endpoint._replace(host=f"{account}.{endpoint.host}").url
-    elif endpoint is not None:
-        config["endpoint"] = f"{endpoint.url}/{account}"
-    return AzureStore(
-        container,
-        config=config,
-        client_options=_client(access, policy),
-        retry_config=_retries(policy),
-    )
+    if endpoint is not None:
+        own = _own_endpoint(uri, endpoint, credential)
+        config["endpoint"] = own.url if own != endpoint else f"{own.url}/{account}"
+    return AzureStore(container, config=config, client_options=client, retry_config=retries)
+
+
+def _own_endpoint(uri: SourceUri, endpoint: Endpoint, credential: Credential) -> Endpoint:
+    """Put the bucket or the account into the host, where that is wanted."""
+    if credential.addressing_style != "virtual" or uri.scheme == "gs":
+        return endpoint
+    return endpoint._replace(host=f"{uri.bucket.partition('/')[0]}.{endpoint.host}")
 
 
 def _azure_identity(credential: Credential) -> AzureConfig:
@@ -128,6 +152,10 @@ def _azure_identity(credential: Credential) -> AzureConfig:
     if credential.token is not None:
         return {"token": credential.token, "credential_type": "bearer_token"}
     return {"skip_signature": True} if _is_anonymous(credential) else {}
+
+
+def _asks_for_tokens(credential: Credential) -> bool:
+    return credential.service_account_key is not None or credential.client_secret is not None
 
 
 def _is_anonymous(credential: Credential) -> bool:

@@ -45,7 +45,10 @@ REFUSED: dict[str, tuple[Callable[[], PeftConfig], str]] = {
     "layers_to_transform": (lora(layers_to_transform=[0]), "layers_to_transform"),
     "pissa": (lora(init_lora_weights="pissa"), "init_lora_weights"),
     "olora": (lora(init_lora_weights="olora"), "init_lora_weights"),
-    "target_parameters": (lora(target_modules=["v_proj"], target_parameters=["k_proj.weight"]), "target_parameters"),
+    "target_parameters": (
+        lora(target_modules=["v_proj"], target_parameters=["k_proj.weight"]),
+        "target_parameters",
+    ),
     "weight tying": (lora(ensure_weight_tying=True), "ensure_weight_tying"),
     "AdaLora": (
         other("AdaLora", init_r=4, target_r=2, total_step=10, target_modules=TARGETS),

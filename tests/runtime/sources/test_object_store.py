@@ -268,3 +268,20 @@ async def test_keys_never_reach_a_message(s3: S3, proxy: FaultProxy) -> None:
     assert "AKIDSECRET" not in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert "hunter2" not in repr(credential)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_to_another_host_is_not_followed(
+    s3: S3, proxy: FaultProxy, status: int
+) -> None:
+    with spoil(s3.endpoint) as other:
+        proxy.plan = lambda path: Fault(status=status, location=other.endpoint + path)
+        source = source_at(s3, "s3://faults/a", proxy.endpoint)
+        with pytest.raises(ReasonedError) as listing:
+            await source.list_files()
+        with pytest.raises(ReasonedError) as reading:
+            await read(source, SourceFile("weights", len(BODY), None))
+        assert other.requests == []
+    for caught in (listing, reading):
+        assert caught.value.reason is Reason.SOURCE_FORBIDDEN
+        assert "redirects to another host" in caught.value.message

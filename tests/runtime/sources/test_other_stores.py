@@ -159,9 +159,9 @@ def test_google_takes_a_service_accounts_key_and_no_address_from_it() -> None:
         ("az://account/container/a", Credential(account_key="hunter2!")),
     ],
 )
-def test_a_malformed_key_is_refused_without_being_quoted(uri: str, given: Credential) -> None:
+async def test_a_malformed_key_is_refused_without_being_quoted(uri: str, given: Credential) -> None:
     with pytest.raises(ReasonedError) as caught:
-        open_source(uri, given, SourcePolicy())
+        await open_source(uri, given, SourcePolicy()).list_files()
     assert caught.value.reason is Reason.SECRET_NOT_FOUND
     assert "hunter2" not in caught.value.message
 

@@ -106,3 +106,14 @@ async def test_a_store_behind_tls_cannot_redirect_to_a_plain_one(
         await source_at(tls_store, authority(certificate)).list_files()
     assert tls_store.hits
     assert plain_store.hits == []
+
+
+async def test_a_store_behind_tls_cannot_redirect_to_another_one_behind_tls(
+    tls_store: Store, certificate: Path
+) -> None:
+    for other in serve(certificate):
+        tls_store.location = f"{other.url}/b?list-type=2"
+        with pytest.raises(ReasonedError) as caught:
+            await source_at(tls_store, authority(certificate)).list_files()
+        assert caught.value.reason is Reason.SOURCE_FORBIDDEN
+        assert other.hits == []
