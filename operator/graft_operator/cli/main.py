@@ -5,6 +5,7 @@ Expected errors end in one line on stderr and exit code 1, mistakes in the comma
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,32 +62,39 @@ def up(folder: Path, port: int, timeout: float | None, runtime: str | None, verb
     sys.exit(run_up(UpOptions(folder, port, timeout, runtime, verbose)))
 
 
-@main.command()
-@click.argument("model")
+@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("model", required=False)
 @click.option("--adapter", "-a", "adapters", multiple=True, metavar="NAME=URI", help="Repeatable.")
 @click.option("--name", default=None, help="Name of the base model; default from MODEL.")
 @click.option(
-    "--port", type=PORT, default=8000, show_default=True, help="Port on 127.0.0.1; 0 picks one."
+    "--port", type=PORT, default=None, help="Port on 127.0.0.1; 0 picks one. [default: 8000]"
 )
 @click.option("--endpoint", help="Object store of s3:// URIs; keys come from AWS_* variables.")
 @click.option("--timeout", type=click.FloatRange(min=0.1), help="As for `graft up`.")
 @RUNTIME
 @click.option("--verbose", "-v", is_flag=True, help="Show the control loop's log.")
 def serve(
-    model: str,
+    model: str | None,
     adapters: tuple[str, ...],
     name: str | None,
-    port: int,
+    port: int | None,
     endpoint: str | None,
     timeout: float | None,
     runtime: str | None,
     verbose: bool,
 ) -> None:
-    """Serve MODEL (a folder or URI) without manifests, for a quick look."""
+    """Serve MODEL (a folder, URI or name on the model hub) without manifests, for a quick look.
+
+    Common flags of `vllm serve` are taken, too, and without MODEL the variables of Text Generation
+    Inference's launcher (MODEL_ID, PORT, ...). What cannot be honoured is refused by name.
+    """
     from graft_operator.cli.serve import ServeOptions, run_serve
     from graft_operator.cli.up import UpOptions
 
-    options = ServeOptions(model, adapters, name, endpoint)
+    own = ServeOptions(model, adapters, name, endpoint)
+    options, port = own.with_peers(click.get_current_context().args, os.environ, port)
+    for each in options.without_effect:
+        click.echo(f"graft: {each} has no effect here", err=True)
     sys.exit(run_serve(options, UpOptions(Path(), port, timeout, runtime, verbose)))
 
 
