@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -43,6 +43,9 @@ from graft_runtime.server.tgi_details import (
 from graft_runtime.server.tgi_fields import GenerateFields, Parameters, parse_body
 
 router = APIRouter()
+
+CHECKED_TOKENS: Final = 1024
+"""TGI looks no further whether an output fits; a longer one ends where the context does."""
 
 
 @router.post("/", summary="Generate, streaming if asked", response_model=None)
@@ -119,10 +122,12 @@ def _reseeded(job: Job) -> Job:
 
 def _room(num_inputs: int, parameters: Parameters, limit: int) -> int:
     """Return the length of the output, or refuse in TGI's words."""
+    wanted = parameters.max_new_tokens
+    if wanted is not None and num_inputs + min(wanted, CHECKED_TOKENS) <= limit:
+        wanted = min(wanted, limit - num_inputs)  # it simply ends there
     try:
-        return fit_output(num_inputs, parameters.max_new_tokens, None, limit)
+        return fit_output(num_inputs, wanted, None, limit)
     except ContextLengthError as error:
-        wanted = parameters.max_new_tokens
         if wanted is None:
             message = f"`inputs` must have less than {limit} tokens. Given: {num_inputs}"
         else:

@@ -262,3 +262,15 @@ async def test_health_is_empty_or_503(
     bad = await client.get(path)
     assert bad.status_code == 503
     assert bad.json() == {"error": "unhealthy", "error_type": "healthcheck"}
+
+
+async def test_an_output_longer_than_tgi_checks_ends_where_the_context_does(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.limit = 2048
+    body = {"inputs": "hello", "parameters": {"max_new_tokens": 1_000_000}}
+    assert (await client.post("/generate", json=body)).status_code == 200
+    submitted = backend.submitted[0]
+    assert submitted.sampling.max_tokens == 2048 - len(submitted.token_ids)
+    backend.limit = 512
+    assert (await client.post("/generate", json=body)).status_code == 422

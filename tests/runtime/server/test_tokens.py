@@ -119,3 +119,14 @@ async def test_invocations_follow_the_bodys_shape(
     assert chat["object"] == "chat.completion"
     text = await post(client, "/invocations", {"prompt": "hello"})
     assert text["object"] == "text_completion"
+
+
+async def test_a_chat_with_tools_has_as_many_tokens_as_it_will_have(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.limit = 1024
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    body = {"messages": [{"role": "user", "content": "hello"}], "tools": tools}
+    counted = (await client.post("/tokenize", json=body)).json()["tokens"]
+    await client.post("/v1/chat/completions", json=body)
+    assert backend.submitted[0].token_ids == counted

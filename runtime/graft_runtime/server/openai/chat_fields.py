@@ -116,13 +116,14 @@ def conversation(
         raise InvalidRequestError(message, param="continue_final_message")
     variables = dict(fields.chat_template_kwargs)
     shown = () if tools.mode == "none" else tools.schemas
+    prompt = None
     if isinstance(fields, ChatFields):
         variables |= _effort(fields.reasoning_effort, template)
-        if shown and "tools" not in template.reads:
-            messages = _told(messages, tools, fields.tool_prompt)
-            shown = ()
-        elif fields.tool_prompt is not None:
-            raise _unread("tool_prompt")
+        prompt = fields.tool_prompt
+    if shown and "tools" not in template.reads:
+        messages, shown = _told(messages, tools, prompt), ()
+    elif prompt is not None:
+        raise _unread("tool_prompt")
     prompts = fields.add_generation_prompt
     return Conversation(
         messages=messages,
