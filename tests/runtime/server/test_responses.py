@@ -180,3 +180,18 @@ async def test_unknown_fields_are_named(client: httpx.AsyncClient, backend: Fake
     let_say(backend, "x")
     response = await client.post(PATH, json={"input": "x", "prompt_cache_key": "k"})
     assert response.headers["x-graft-ignored-fields"] == "prompt_cache_key"
+
+
+async def test_a_schema_rules_the_output(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    let_say(backend, '{"city": "Rome"}')
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    text = {"format": {"type": "json_schema", "name": "place", "schema": schema, "strict": True}}
+    body = await ask(client, text=text)
+    assert body["output"][0]["content"][0]["text"] == '{"city": "Rome"}'
+    assert body["text"] == text
+    grammar = backend.submitted[0].sampling.grammar
+    assert grammar is not None
+    assert "city" in grammar
+    response = await client.post(PATH, json={"input": "x", "text": {"format": {"type": "html"}}})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "text.format"
