@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.utils import logging
 
 NAME = "graft"
 _TAP = "graft_tap"
@@ -51,3 +52,6 @@ def _attention(
 
 
 AttentionInterface.register(NAME, _attention)
+# Our log says what is loaded, and every line of it is JSON.
+logging.set_verbosity_error()
+logging.disable_progress_bar()
