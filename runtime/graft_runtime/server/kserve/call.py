@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from graft_runtime.errors import InvalidRequestError, ModelNotFoundError
 from graft_runtime.server.backend import Target
+from graft_runtime.server.body import off_loop
 from graft_runtime.server.choices import fork, generate_groups
 from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.fields import MAX_NAME_CHARS, parse_fields
@@ -62,7 +63,9 @@ async def prepare(
         RequestError: It is refused; which one says why.
     """
     target = resolve_model(frontend, model_name, version)
-    fields, ignored = parse_fields(TritonFields, inputs.sampling, KNOWN_UNSUPPORTED)
+    fields, ignored = await off_loop(
+        exchange, parse_fields, TritonFields, inputs.sampling, KNOWN_UNSUPPORTED
+    )
     exchange.ignored_fields = (*ignored, *inputs.ignored)
     target = _with_adapter(frontend, target, fields.lora_name)
     if inputs.stream and inputs.exclude_input is False:

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.json_format import ParseDict
 
 from graft_runtime.errors import NotSupportedError, RequestError
+from graft_runtime.server.body import off_loop
 from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.kserve import describe
 from graft_runtime.server.kserve import inference_pb2 as pb
@@ -132,7 +133,8 @@ class InferenceService:
         self, request: pb.ModelInferRequest, exchange: Exchange, context: Any
     ) -> pb.ModelInferResponse:
         """Run one inference."""
-        inputs = read_request(request)
+        exchange.num_body_bytes = request.ByteSize()
+        inputs = await off_loop(exchange, read_request, request)
         refuse_stream(inputs)
         call = await prepare(
             self._frontend, exchange, request.model_name, request.model_version, inputs

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from graft_runtime.errors import OverloadedError
+from graft_runtime.server.body import off_loop
 from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.exchange import stop
 from graft_runtime.server.kserve.call import answers, prepare
@@ -97,7 +98,8 @@ class InferStream:
             )
 
     async def _generate(self, exchange: Exchange, request: ModelInferRequest) -> None:
-        inputs = read_request(request)
+        exchange.num_body_bytes = request.ByteSize()
+        inputs = await off_loop(exchange, read_request, request)
         ends_empty = parameters_of(request).get(WANTS_EMPTY_FINAL) is True
         call = await prepare(
             self._frontend, exchange, request.model_name, request.model_version, inputs

@@ -14,8 +14,8 @@ from typing import Any, Final
 from starlette.requests import Request
 
 from graft_runtime.errors import BodyTooLargeError, InvalidRequestError, MediaTypeError
-from graft_runtime.server.body import THREAD_BYTES, parse_object
-from graft_runtime.server.context import frontend_of
+from graft_runtime.server.body import off_loop, parse_object
+from graft_runtime.server.context import exchange_of, frontend_of
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 _ANY_FORMAT: Final = zlib.MAX_WBITS | 32
@@ -43,17 +43,18 @@ async def read_infer_body(request: Request) -> InferBody:
         MediaTypeError: It is compressed in a way that nobody here knows.
         ClientDisconnect: The client left before the end.
     """
-    data = await _read(request)
-    data = await _decompressed(request, data)
+    exchange = exchange_of(request.scope)
+    data = await _decompressed(request, await _read(request))
+    exchange.num_body_bytes = len(data)
     length = request.headers.get(HEADER_LENGTH)
     if length is None:
-        return InferBody(await _parse(data), b"")
+        return InferBody(await off_loop(exchange, parse_object, data), b"")
     if not length.isascii() or not length.isdigit() or len(length) > 12 or int(length) > len(data):
         raise InvalidRequestError(f"the header {HEADER_LENGTH} is not within the body")
     end = int(length)
     if end == 0:
         return InferBody({}, data, is_raw=True)
-    return InferBody(await _parse(data[:end]), data[end:])
+    return InferBody(await off_loop(exchange, parse_object, data[:end]), data[end:])
 
 
 async def read_document(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
@@ -65,18 +66,16 @@ async def read_document(request: Request, *, may_be_empty: bool = False) -> dict
     """
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise MediaTypeError("a compressed body is not accepted here")
+    exchange = exchange_of(request.scope)
     data = await _read(request)
-    return {} if may_be_empty and not data.strip() else await _parse(data)
+    exchange.num_body_bytes = len(data)
+    if may_be_empty and not data.strip():
+        return {}
+    return await off_loop(exchange, parse_object, data)
 
 
 async def _read(request: Request) -> bytes:
     return b"".join([chunk async for chunk in request.stream()])
-
-
-async def _parse(data: bytes) -> dict[str, Any]:
-    if len(data) > THREAD_BYTES:
-        return await asyncio.to_thread(parse_object, data)
-    return parse_object(data)
 
 
 async def _decompressed(request: Request, data: bytes) -> bytes:

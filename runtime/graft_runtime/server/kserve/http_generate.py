@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from graft_runtime.errors import InvalidRequestError, RequestError
+from graft_runtime.server.body import off_loop
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
 from graft_runtime.server.errors import triton_error
 from graft_runtime.server.exchange import watch
@@ -36,7 +37,7 @@ async def answer_generate(request: Request, model: str, version: str) -> Respons
         RequestError: It is refused or fails.
     """
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
-    id, inputs = _read(await read_document(request))
+    id, inputs = await off_loop(exchange, _read, await read_document(request))
     if inputs.stream:
         message = (
             "generate expects model to produce exactly 1 response, "
@@ -62,7 +63,7 @@ async def answer_generate_stream(request: Request, model: str, version: str) -> 
         RequestError: It is refused.
     """
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
-    id, inputs = _read(await read_document(request))
+    id, inputs = await off_loop(exchange, _read, await read_document(request))
     call = await prepare(frontend, exchange, model, version, inputs)
     return SseResponse(
         exchange,

@@ -13,11 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from graft_runtime.errors import InvalidRequestError
+from graft_runtime.server.body import off_loop
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
 from graft_runtime.server.exchange import watch
 from graft_runtime.server.fields import Fields, parse_fields
 from graft_runtime.server.kserve.call import Call, answers, prepare
-from graft_runtime.server.kserve.contract import VERSION, read_inputs, refuse_stream
+from graft_runtime.server.kserve.contract import VERSION, Inputs, read_inputs, refuse_stream
 from graft_runtime.server.kserve.http_body import (
     HEADER_LENGTH,
     InferBody,
@@ -60,20 +61,7 @@ async def answer_infer(request: Request, model: str, version: str) -> Response:
     """
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
     body = await read_infer_body(request)
-    if body.is_raw:
-        document = _Document(inputs=[_Input(name="text_input", datatype="BYTES", shape=[1])])
-        tensors = [Tensor("text_input", "BYTES", (1,), (body.binary,))]
-        is_binary: dict[str, bool] = {}
-    else:
-        document, _ = parse_fields(_Document, body.document, {})
-        tensors = _read_tensors(document, body)
-        is_binary = {
-            each.name: wanted
-            for each in document.outputs
-            if (wanted := _wants_bytes(each)) is not None
-        }
-    names = [each.name for each in document.outputs]
-    inputs = read_inputs(tensors, document.parameters, names)
+    document, inputs = await off_loop(exchange, _understand, body)
     refuse_stream(inputs)
     call = await prepare(frontend, exchange, model, version, inputs)
     outputs = await watch(
@@ -86,8 +74,27 @@ async def answer_infer(request: Request, model: str, version: str) -> Response:
     head: dict[str, Any] = {"model_name": model, "model_version": VERSION}
     if document.id:
         head["id"] = document.id
-    as_bytes = {each.name for each in outputs if is_binary.get(each.name, default)}
+    is_binary = {each.name: _wants_bytes(each) for each in document.outputs}
+    as_bytes = {
+        each.name
+        for each in outputs
+        if (default if (wanted := is_binary.get(each.name)) is None else wanted)
+    }
     return await _response(request, head, outputs, as_bytes)
+
+
+def _understand(body: InferBody) -> tuple[_Document, Inputs]:
+    """Return what a body says and what it asks for."""
+    if body.is_raw:
+        raw = _Document(inputs=[_Input(name="text_input", datatype="BYTES", shape=[1])])
+        tensor = Tensor("text_input", "BYTES", (1,), (body.binary,))
+        return raw, read_inputs([tensor], {})
+    document, _ = parse_fields(_Document, body.document, {})
+    for each in document.outputs:
+        _wants_bytes(each)
+    names = [each.name for each in document.outputs]
+    tensors = _read_tensors(document, body)
+    return document, read_inputs(tensors, document.parameters, names)
 
 
 def _read_tensors(document: _Document, body: InferBody) -> list[Tensor]:
