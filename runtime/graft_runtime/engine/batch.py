@@ -6,9 +6,11 @@ The scheduler makes them; the plan and the outputs are read from them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from graft_runtime.engine.request import Request
+
+NOTHING: Final = range(0)
 
 
 class Row(NamedTuple):
@@ -55,7 +57,7 @@ class Batch:
 def row_of(request: Request, num_tokens: int) -> Row:
     """Return the part of a step that computes a request's next tokens."""
     start = request.num_computed
-    scored = range(0)
+    scored = NOTHING
     if request.is_scoring:
         first = max(start, request.num_scored) + 1
         scored = range(first, min(start + num_tokens + 1, request.num_prompt))

@@ -107,6 +107,8 @@ class Engine:
         self._report = StepReport()
         self._counters = Counters()
         self._arrivals = 0
+        self._has_hopeless = False
+        """Whether an adapter may have failed under requests since that was last looked at."""
         self._residency = Residency(slots, self._tell)
         self._slots = slots
         pool = BlockPool(limits.num_blocks)
@@ -240,6 +242,7 @@ class Engine:
 
     def _tell(self, event: AdapterResidency) -> None:
         self._report.adapters.append(event)
+        self._has_hopeless = self._has_hopeless or event.state in ("failed", "removed")
 
     def _problem_with(self, message: Submit) -> str | None:
         if not message.token_ids:
@@ -263,12 +266,16 @@ class Engine:
         """Queue the requests whose grammar is ready."""
         for request, error in self._compilations.take():
             self._scheduler.add(request)
+            self._has_hopeless = True  # its adapter may have failed meanwhile
             if error is not None:
                 self._end(request)
                 self._report.outputs.append(impossible(request.request_id, error))
 
     def _fail_hopeless(self) -> None:
         """Answer requests whose adapter could not be loaded."""
+        if not self._has_hopeless:
+            return
+        self._has_hopeless = False
         for request in list(self._scheduler.requests()):
             if request.adapter is not None and self._residency.failed(request.adapter):
                 self._end(request, "error", f"adapter {request.adapter} could not be loaded")
@@ -300,7 +307,8 @@ class Engine:
             return False
         self._counters.steps += 1
         for row, output in zip(flight.batch.rows, outputs, strict=True):
-            self._count(row)
+            if row.start < row.request.num_prompt:
+                self._count(row)
             self._record(row, output)
         self._conclude(flight.batch)
         return True
@@ -309,7 +317,8 @@ class Engine:
         request = row.request
         if request.has_ended:
             return  # what was computed for it is dropped
-        request.prompt_scores += output.prompt_scores
+        if output.prompt_scores:
+            request.prompt_scores += output.prompt_scores
         if output.pooled_H is not None:
             request.pool(row.start, output.pooled_H)
         if row.samples:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from graft_runtime.engine.batch import Row
 from graft_runtime.engine.plan import PromptScores, StepResult
@@ -25,8 +24,7 @@ NO_TOKEN = -2
 Alternatives = list[tuple[int, float]]
 
 
-@dataclass(frozen=True)
-class RowOutput:
+class RowOutput(NamedTuple):
     """What a step gave one row."""
 
     token: int = NOT_FINITE
@@ -48,20 +46,23 @@ def row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> I
     """
     places = {row: place for place, row in enumerate(sampled.tolist())}
     tokens = result.token_ids_S.tolist()
+    logprobs_S = None if result.logprobs_S is None else result.logprobs_S.tolist()
     ending = scored = pooled = 0
     for row in rows:
         sum_H = None
         if row.pooled and result.pooled_EH is not None:
             sum_H = result.pooled_EH[pooled]
             pooled += 1
-        prompt = _prompt_scores(row, result.prompt, scored)
-        scored += len(row.scored)
+        prompt: Sequence[TokenScore] = ()
+        if row.scored:
+            prompt = _prompt_scores(row, result.prompt, scored)
+            scored += len(row.scored)
         place = places.get(ending) if row.samples else None
         ending += row.samples
         if place is None:
             yield RowOutput(prompt_scores=prompt, pooled_H=sum_H)
             continue
-        logprob = None if result.logprobs_S is None else float(result.logprobs_S[place])
+        logprob = None if logprobs_S is None else logprobs_S[place]
         top = None
         if result.top is not None:
             ids, logprobs = result.top.ids_SK[place], result.top.logprobs_SK[place]
@@ -72,6 +73,9 @@ def row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> I
 def token_output(request: Request, row: RowOutput, finish: FinishReason | None) -> TokenOutput:
     """Return the message for a request's new token; the first one brings the prompt's scores."""
     sampling = request.sampling
+    if not sampling.logprobs and sampling.prompt_logprobs is None:
+        cached = request.num_cached
+        return TokenOutput(request.request_id, [row.token], None, finish, num_cached=cached)
     with_scores = sampling.prompt_logprobs is not None and request.num_output == 1
     has_logprobs = sampling.logprobs and row.logprob is not None
     return TokenOutput(

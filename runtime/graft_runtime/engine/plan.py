@@ -132,7 +132,9 @@ def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
         logits_rows_L=query_starts[1:][sampled] - 1,
         prompt_rows_P=prompt_rows_P,
         prompt_targets_P=prompt_targets_P,
-        num_prompt_top=max((row.request.sampling.prompt_logprobs or 0 for row in rows), default=0),
+        num_prompt_top=max(
+            (row.request.sampling.prompt_logprobs or 0 for row in rows if row.scored), default=0
+        ),
         pooled_E=[
             (first + row.pooled.start - row.start, first + row.pooled.stop - row.start)
             for row, first in zip(rows, query_starts.tolist(), strict=False)

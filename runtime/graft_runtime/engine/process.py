@@ -5,6 +5,7 @@ Started by the pod with a settings file; ends on `Shutdown` or with its parent.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from typing import assert_never
@@ -39,6 +40,9 @@ def run_engine(settings: EngineChildSettings) -> None:
     try:
         engine, ready = build_engine(settings, channel.send)
         channel.send(ready)
+        # What is there now stays; looking through it again and again would hold up steps.
+        gc.collect()
+        gc.freeze()
         EngineLoop(engine, channel).run()
     except ReasonedError as error:
         logger.exception("the engine cannot start")

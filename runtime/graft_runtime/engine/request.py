@@ -89,8 +89,9 @@ class Request:
     @property
     def is_scoring(self) -> bool:
         """Whether tokens of its prompt are still to be scored, so that none may come from cache."""
-        wanted = self.sampling.prompt_logprobs is not None
-        return wanted and self.num_scored < self.num_prompt - 1
+        if self.sampling.prompt_logprobs is None:
+            return False
+        return self.num_scored < self.num_prompt - 1
 
     @property
     def needs_all(self) -> bool:

@@ -7,7 +7,8 @@ all rows, Q penalised rows, E changed counts of all of them, G rows that follow 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ import numpy.typing as npt
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.token_rules import TokenRules, as_values
 from graft_runtime.errors import PluginError
-from graft_runtime.ipc.messages import Sampling
 from graft_runtime.sampling.batch import (
     DeviceCall,
     Edits,
@@ -38,21 +38,21 @@ def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
     """
     sampling = [request.sampling for request in requests]
 
-    def column(value: Callable[[Sampling], Any], dtype: npt.DTypeLike) -> Any:
-        return np.array([value(one) for one in sampling], dtype=dtype)
+    def column(name: str, dtype: npt.DTypeLike) -> Any:
+        return np.array(list(map(attrgetter(name), sampling)), dtype=dtype)
 
     return SamplingBatch(
-        temperature_S=column(lambda one: one.temperature, np.float32),
-        top_k_S=column(lambda one: one.top_k, np.int32),
-        top_p_S=column(lambda one: one.top_p, np.float32),
-        min_p_S=column(lambda one: one.min_p, np.float32),
-        typical_p_S=column(lambda one: one.typical_p, np.float32),
-        seed_S=column(lambda one: one.seed, np.uint64),
-        sample_index_S=column(lambda one: one.sample_index, np.int64),
+        temperature_S=column("temperature", np.float32),
+        top_k_S=column("top_k", np.int32),
+        top_p_S=column("top_p", np.float32),
+        min_p_S=column("min_p", np.float32),
+        typical_p_S=column("typical_p", np.float32),
+        seed_S=column("seed", np.uint64),
+        sample_index_S=column("sample_index", np.int64),
         position_S=np.array([request.num_output for request in requests], dtype=np.int64),
-        wants_logprobs=any(one.logprobs for one in sampling),
-        num_top_S=column(lambda one: one.top_logprobs, np.int64),
-        is_processed_S=column(lambda one: one.processed_logprobs, np.bool_),
+        wants_logprobs=any(map(attrgetter("logprobs"), sampling)),
+        num_top_S=column("top_logprobs", np.int64),
+        is_processed_S=column("processed_logprobs", np.bool_),
         edits=_edits(requests),
         penalties=_penalties(requests),
         masks=_masks(requests),
@@ -109,7 +109,7 @@ def _edits(requests: Sequence[Request]) -> Edits | None:
     if not ruled and not hosted:
         return None
     biases = [(row, rules.bias(one.tokens, one.num_output)) for row, one, rules in ruled]
-    bias = [(row, *as_values(each)) for row, each in biases + hosted]
+    bias = [(row, *as_values(each)) for row, each in biases + hosted if each]
     allowed = [(row, rules.allowed_ids) for row, _, rules in ruled if _limits(rules)]
     return Edits(
         bias_rows_B=_rows([(row, len(ids)) for row, ids, _ in bias]),

@@ -262,10 +262,13 @@ class Scheduler:
         request = row.request
         if request.has_ended:
             return
-        reached = min(row.start + row.num_tokens, request.num_prompt)
-        new = max(0, reached - request.num_charged)
-        request.num_charged += new
-        self._share.charge(request.tenant, PROMPT_COST * new + OUTPUT_COST * row.samples)
+        cost = OUTPUT_COST * row.samples
+        if request.num_charged < request.num_prompt:
+            reached = min(row.start + row.num_tokens, request.num_prompt)
+            new = max(0, reached - request.num_charged)
+            request.num_charged += new
+            cost += PROMPT_COST * new
+        self._share.charge(request.tenant, cost)
 
     # Making room.
 
