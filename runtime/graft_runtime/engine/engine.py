@@ -7,7 +7,7 @@ It knows nothing of text, sockets or time; the same object runs in its own proce
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from graft_runtime.engine.batch import Batch, Row
 from graft_runtime.engine.compilations import Compilations
@@ -24,6 +24,7 @@ from graft_runtime.engine.outputs import (
     token_output,
 )
 from graft_runtime.engine.plan import build_plan, build_sample_plan
+from graft_runtime.engine.report import Counters, StepReport
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.residency import Residency, Slots
 from graft_runtime.engine.scheduler import Scheduler, SchedulerLimits
@@ -56,27 +57,6 @@ class EngineLimits:
     """The model's rotary embedding; for most it is the same whatever a sequence's length."""
     can_pool: bool = False
     """Whether the model gives hidden states."""
-
-
-@dataclass
-class Counters:
-    """What has been done since start."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-
-
-@dataclass
-class StepReport:
-    """Everything one step has to say, for one message."""
-
-    outputs: list[TokenOutput] = field(default_factory=list)
-    adapters: list[AdapterResidency] = field(default_factory=list)
-    started: list[str] = field(default_factory=list)
-    """Requests that were launched for the first time."""
-    num_tokens: int = 0
-    """Tokens launched or retired. 0 with requests waiting: all of them wait for adapters."""
 
 
 class Engine:

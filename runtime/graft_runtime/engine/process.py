@@ -11,7 +11,8 @@ import time
 from typing import assert_never
 
 from graft_runtime.engine.build import build_engine
-from graft_runtime.engine.engine import Engine, StepReport
+from graft_runtime.engine.engine import Engine
+from graft_runtime.engine.report import StepReport
 from graft_runtime.errors import ReasonedError
 from graft_runtime.ipc.channel import Channel
 from graft_runtime.ipc.messages import (
