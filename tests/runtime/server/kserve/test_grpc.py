@@ -10,10 +10,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from graft_protocol.config import ServerSettings
+from graft_protocol.desired import key_hash
 from graft_runtime.errors import DrainingError, EngineDiedError, OverloadedError
 from graft_runtime.metrics import Metrics
 from graft_runtime.server.app import create_app
-from graft_runtime.server.backend import Health
+from graft_runtime.server.backend import Health, Target
+from graft_runtime.server.caller import may_use
 from graft_runtime.server.context import Frontend
 from graft_runtime.server.kserve import inference_pb2 as pb
 from graft_runtime.server.kserve.grpc_listener import GrpcListener
@@ -361,3 +363,24 @@ async def test_a_taken_port_is_an_error(client: Client, backend: FakeBackend) ->
         await second.start()
     await first.stop()
     await second.stop()
+
+
+async def test_the_key_in_the_metadata_is_known_where_a_name_is_looked_up(
+    backend: FakeBackend, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = (key_hash("a-key-of-some-length"),)
+    known: list[bool] = []
+
+    def resolve(model: str | None, route_key: str | None = None) -> Target:
+        known.append(may_use(access))
+        return FakeBackend.resolve(backend, model, route_key)
+
+    monkeypatch.setattr(backend, "resolve", resolve)
+    for metadata in (
+        (("authorization", "Bearer a-key-of-some-length"),),
+        (),
+        (("x-api-key", "a-key-of-some-length"),),
+    ):
+        known.clear()
+        await client("ModelInfer", request(model=ADAPTER), metadata=metadata)
+        assert set(known) == {bool(metadata)}
