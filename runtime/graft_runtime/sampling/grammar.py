@@ -8,6 +8,7 @@ Shape legend: G rows with a grammar, W 32-bit words that hold one bit per token 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Final
@@ -42,13 +43,11 @@ class Vocabulary:
             GrammarError: The library cannot tell what this tokenizer's tokens stand for.
         """
         try:
-            size = LLTokenizer(serialized).vocab_size
-            wanted = max(size, vocab_size or size)
-            self.raw = LLTokenizer(serialized, n_vocab=wanted, eos_token=list(eos_ids) or None)
+            self.raw = _read(serialized, vocab_size, list(eos_ids))
         except ValueError as error:
             message = f"the model's tokenizer does not support structured output: {error}"
             raise GrammarError(message) from error
-        self.num_words = -(-wanted // _BITS)
+        self.num_words = -(-self.raw.vocab_size // _BITS)
 
     @cached_property
     def _executor(self) -> LLExecutor:
@@ -132,3 +131,11 @@ class GrammarState:
 def first_line(text: str) -> str:
     """Return an error's own line, without the states that the library adds to it."""
     return text.strip().split("\n", 1)[0][:200]
+
+
+def _read(serialized: str, vocab_size: int | None, eos_ids: list[int]) -> LLTokenizer:
+    """Read a tokenizer, once where its size fits, as it does in most models."""
+    if vocab_size is not None:
+        with contextlib.suppress(ValueError):  # the tokenizer has more tokens than the model
+            return LLTokenizer(serialized, n_vocab=vocab_size, eos_token=eos_ids or None)
+    return LLTokenizer(serialized, eos_token=eos_ids or None)

@@ -1,6 +1,6 @@
 """Narrow a row's distribution before drawing: each returns scores with what is out at -infinity.
 
-Shape legend: n rows, V vocabulary, M candidates.
+Shape legend: n rows, V vocabulary, M candidates, m rows that need more candidates.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ def keep_top_p(scores_nV: Tensor, top_p_n: Tensor) -> Tensor:
     vocab = scores_nV.shape[-1]
     count = min(_CANDIDATES, vocab)
     last_n1, is_found_n = _last_kept(scores_nV.topk(count, dim=-1).values, total_n1, top_p_n)
-    if count < vocab and not bool((is_found_n | ~is_limited_n).all()):
-        every_nV = scores_nV.sort(dim=-1, descending=True).values
-        last_n1, _ = _last_kept(every_nV, total_n1, top_p_n)
+    wide_m = (~is_found_n & is_limited_n).nonzero()[:, 0]
+    if count < vocab and len(wide_m):
+        # Only of the rows that need it: a sort takes ten times as long as all the rest.
+        every_mV = scores_nV[wide_m].sort(dim=-1, descending=True).values
+        last_n1[wide_m], _ = _last_kept(every_mV, total_n1[wide_m], top_p_n[wide_m])
     is_out_nV = (scores_nV < last_n1) & is_limited_n[:, None]
     return scores_nV.masked_fill(is_out_nV, float("-inf"))
 
