@@ -1,7 +1,8 @@
 """A model folder's tokenizer: text to tokens and back.
 
 Knows neither chat nor requests. The server calls it; `encode` belongs in a worker thread, since
-long texts take long (the library releases the interpreter lock meanwhile).
+long texts take long. The library lets go of the interpreter's lock in its batch calls alone: so
+long inputs go through these, as batches of one.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as RawTokenizer
 
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
 
 TOKENIZER_FILE: Final = "tokenizer.json"
+SHORT: Final = 2048
+"""Characters or tokens that are done in less than a millisecond."""
 
 
 class Tokenizer:
@@ -69,7 +73,7 @@ class Tokenizer:
             text: Anything; control tokens written out in it are read as letters.
             add_special_tokens: Whether the model's own start or end tokens are put around it.
         """
-        ids: list[int] = self._plain.encode(text, add_special_tokens=add_special_tokens).ids
+        ids: list[int] = _encoded(self._plain, text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def spans(self, text: str) -> list[tuple[int, int, int]]:
@@ -77,7 +81,7 @@ class Tokenizer:
 
         The model's own start and end tokens are among them, and stand for nothing.
         """
-        found = self._plain.encode(text, add_special_tokens=True)
+        found = _encoded(self._plain, text, add_special_tokens=True)
         return [
             (id, start, stop) for id, (start, stop) in zip(found.ids, found.offsets, strict=True)
         ]
@@ -88,7 +92,7 @@ class Tokenizer:
 
     def encode_trusted(self, text: str) -> list[int]:
         """Return the tokens of a template's text, in which control tokens count."""
-        ids: list[int] = self._trusted.encode(text, add_special_tokens=False).ids
+        ids: list[int] = _encoded(self._trusted, text, add_special_tokens=False).ids
         return ids
 
     def surround(self, ids: Sequence[int]) -> list[int]:
@@ -107,7 +111,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Return the text of tokens; incomplete characters become U+FFFD."""
-        return self._trusted.decode(ids, skip_special_tokens=skip_special_tokens)
+        if len(ids) <= SHORT:
+            return self._trusted.decode(ids, skip_special_tokens=skip_special_tokens)
+        [text] = self._trusted.decode_batch([ids], skip_special_tokens=skip_special_tokens)
+        return str(text)
 
     def is_special(self, id: int) -> bool:
         """Tell whether a token is a control token."""
@@ -120,6 +127,13 @@ class Tokenizer:
     def out_of_range(self, ids: Iterable[int]) -> int | None:
         """Return the first id that is no token of this vocabulary, or None."""
         return next((id for id in ids if not 0 <= id < self.vocab_size), None)
+
+
+def _encoded(tokenizer: RawTokenizer, text: str, *, add_special_tokens: bool) -> Encoding:
+    if len(text) <= SHORT:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    [found] = tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
+    return found
 
 
 def _unbounded(serialized: str) -> RawTokenizer:

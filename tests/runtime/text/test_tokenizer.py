@@ -1,5 +1,7 @@
 """Text to tokens: control tokens in users' text stay letters."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,40 @@ def test_a_broken_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ReasonedError) as caught:
         Tokenizer.load(tmp_path)
     assert caught.value.reason is Reason.MALFORMED_ARTIFACT
+
+
+LONG = "one two three four " * 40_000
+
+
+@pytest.mark.parametrize("call", ["encode", "encode_trusted", "spans", "decode"])
+def test_other_threads_run_while_a_long_text_is_worked_on(tokenizer: Tokenizer, call: str) -> None:
+    """A thread alone is not enough: the library must let go of the interpreter's lock."""
+    works: dict[str, Callable[[], object]] = {
+        "encode": lambda: tokenizer.encode(LONG, add_special_tokens=True),
+        "encode_trusted": lambda: tokenizer.encode_trusted(LONG),
+        "spans": lambda: tokenizer.spans(LONG),
+        "decode": lambda: tokenizer.decode([70] * 400_000, skip_special_tokens=False),
+    }
+    begun = threading.Event()
+
+    def work() -> None:
+        begun.set()
+        works[call]()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait()
+    turns = 0
+    while thread.is_alive():
+        turns += 1
+        thread.join(0.001)
+    assert turns > 5, "the lock was held all the time"
+
+
+def test_long_texts_have_the_tokens_of_their_parts(tokenizer: Tokenizer) -> None:
+    part = "one two three four"
+    one = tokenizer.encode(f" {part}", add_special_tokens=False)
+    long = tokenizer.encode(f" {part}" * 1000, add_special_tokens=False)
+    assert long == one * 1000
+    assert tokenizer.decode(long, skip_special_tokens=True) == f" {part}" * 1000
+    assert [id for id, _, _ in tokenizer.spans(f" {part}" * 1000)][-len(long) :] == long
