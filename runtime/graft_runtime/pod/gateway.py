@@ -197,8 +197,7 @@ class Gateway:
         state = self._state
         silent = time.monotonic() - state.heartbeat > HEARTBEAT_SECONDS
         live = not state.gave_up and not (state.engine is not None and silent)
-        detail = state.engine_state.value if state.failure is None else state.failure[1]
-        return Health(live=live, ready=state.ready, started=state.started, detail=detail)
+        return Health(live=live, ready=state.ready, started=state.started, detail=state.detail)
 
     def _route(self, name: str, key: str) -> Revision:
         # Only this name's: every request comes here, and there may be thousands of adapters.

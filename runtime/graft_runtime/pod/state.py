@@ -41,6 +41,18 @@ class PodState:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def detail(self) -> str:
+        """For people: what is wrong, or how far the start has come."""
+        if self.failure is not None:
+            return self.failure[1]
+        progress = self.progress
+        if self.started or progress is None:
+            return self.engine_state.value
+        if not progress.total_bytes:
+            return progress.phase
+        return f"{progress.phase}: {progress.done_bytes} of {progress.total_bytes} bytes"
+
+    @property
     def engine_state(self) -> EngineState:
         """The one word for all of this."""
         if self.draining:

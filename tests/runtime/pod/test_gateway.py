@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from graft_protocol.config import EngineSettings, ModelSettings, RuntimeConfig, ServiceIdentity
+from graft_protocol.reasons import Reason
+from graft_protocol.status import ProgressReport
 from graft_runtime.adapters.manager import AdapterManager
 from graft_runtime.errors import DeadlineError, OverloadedError
 from graft_runtime.ipc.messages import (
@@ -91,3 +93,14 @@ async def test_the_terms_of_a_request_reach_the_engine() -> None:
     assert (await first).token_ids == (7,)
     await chunks.aclose()
     assert len(pod.posted) == 1, "what has ended is not aborted"
+
+
+def test_the_probes_tell_how_far_the_start_has_come() -> None:
+    pod = Pod(is_up=False)
+    assert pod.gateway.health().detail == "Starting"
+    pod.state.progress = ProgressReport(phase="downloading model", done_bytes=3, total_bytes=7)
+    assert pod.gateway.health().detail == "downloading model: 3 of 7 bytes"
+    pod.state.progress = ProgressReport(phase="starting engine")
+    assert pod.gateway.health().detail == "starting engine"
+    pod.state.failure = (Reason.SOURCE_NOT_FOUND, "there is no such bucket")
+    assert pod.gateway.health().detail == "there is no such bucket"
