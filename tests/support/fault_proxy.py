@@ -24,6 +24,12 @@ class Fault:
     """Close the connection after so many bytes of the body."""
     stall_after_bytes: int | None = None
     """Send so many bytes of the body and then nothing, until the proxy ends."""
+    drip_seconds: float | None = None
+    """Send one byte per so many seconds, until the proxy ends."""
+    announce: int = 0
+    """Add to the announced length alone."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Send these too."""
     append: bytes = b""
     """Add to the body, and to its announced length."""
     before: Callable[[], None] | None = None
@@ -105,10 +111,14 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
         self.send_response(answer.status)
+        ours = {"content-length", "transfer-encoding", "connection", *map(str.lower, fault.headers)}
         for name, value in answer.getheaders():
-            if name.lower() not in {"content-length", "transfer-encoding", "connection"}:
+            if name.lower() not in ours:
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        for name, value in fault.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) + fault.announce))
+        self.close_connection = fault.announce != 0
         self.end_headers()
         self._send_body(body, fault)
 
@@ -116,6 +126,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.cut_after_bytes is not None:
             self.wfile.write(body[: fault.cut_after_bytes])
             self.close_connection = True
+        elif fault.drip_seconds is not None:
+            self.close_connection = True
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                if self.server.proxy.ending.wait(fault.drip_seconds):
+                    return
         elif fault.stall_after_bytes is not None:
             self.wfile.write(body[: fault.stall_after_bytes])
             self.server.proxy.ending.wait()
