@@ -52,7 +52,8 @@ class EngineSettings(Message):
     max_running: PositiveInt = 64
     """Requests decoding at the same time."""
     max_chunk_tokens: PositiveInt = 256
-    """Longest piece of one prompt in a step that also decodes; bounds the inter-token time."""
+    """Prompt tokens in a step that also decodes, of all prompts together; bounds the inter-token
+    time."""
     max_waiting: PositiveInt = 256
     """Requests queued before new ones are refused with 429."""
     max_waiting_tokens: PositiveInt = 262_144

@@ -25,7 +25,6 @@ class Bench:
         max_running: int = 8,
         max_batch_tokens: int = 16,
         max_chunk_tokens: int = 5,
-        weights: dict[str, float] | None = None,
     ) -> None:
         self.slots = MemorySlots(num_pages)
         self.model = EchoModel(BLOCK_SIZE, self.slots.keys)
@@ -34,7 +33,6 @@ class Bench:
             max_batch_tokens=max_batch_tokens,
             max_running=max_running,
             max_chunk_tokens=max_chunk_tokens,
-            tenant_weights=weights or {},
         )
         self.engine = Engine(
             EngineLimits(limits, num_blocks, MAX_MODEL_LEN, frozenset({0})), self.model, self.slots
@@ -53,6 +51,7 @@ class Bench:
         adapter: str | None = None,
         *,
         tenant: str = "",
+        tenant_weight: float = 1.0,
         priority: int = 0,
         cache_salt: str = "",
         **sampling: object,
@@ -63,9 +62,10 @@ class Bench:
             prompt,
             Sampling(max_tokens=max_tokens, temperature=0.0, **sampling),  # type: ignore[arg-type] # test shorthand
             adapter,
-            tenant,
-            priority,
-            cache_salt,
+            tenant=tenant,
+            tenant_weight=tenant_weight,
+            priority=priority,
+            cache_salt=cache_salt,
         )
         self.asked[name] = message
         self.tokens[name] = []

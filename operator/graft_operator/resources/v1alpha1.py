@@ -112,7 +112,7 @@ class EngineSpec(Closed):
     max_running: Count | None = None
     """Requests decoding at the same time."""
     max_chunk_tokens: Count | None = None
-    """Longest piece of one prompt in a step that also decodes."""
+    """Prompt tokens in a step that also decodes, of all prompts together."""
     max_waiting: Count | None = None
     """Requests queued before new ones are refused with 429."""
     max_waiting_tokens: Count | None = None

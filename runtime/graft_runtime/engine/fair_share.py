@@ -10,9 +10,7 @@ counter).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 PROMPT_COST = 1.0
 """Charged for a token of a prompt that is computed. One found in the cache is free."""
@@ -36,9 +34,6 @@ class _Account:
 class FairShare:
     """Counters of the tenants that have requests, and of those that had some lately."""
 
-    weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    """Share of each tenant relative to the others; one that is not named has that of its newest
-    request."""
     _accounts: dict[str, _Account] = field(default_factory=dict)
     _now: float = 0.0
     """Least counter among tenants with requests when it was last looked at."""
@@ -64,7 +59,7 @@ class FairShare:
     def charge(self, tenant: str, cost: float) -> None:
         """Add to a tenant's counter what one of its requests got."""
         account = self._accounts[tenant]
-        account.served += cost / self.weights.get(tenant, account.weight)
+        account.served += cost / account.weight
 
     def served(self, tenant: str) -> float:
         """Return the counter of a tenant that has requests."""

@@ -35,8 +35,8 @@ class Request:
     max_length: int = sys.maxsize
     """Prompt and output together never become longer, in tokens."""
     tenant: str = ""
-    tenant_weight: float = 1.0
     """Who shares the engine's time with whom; see `FairShare`."""
+    tenant_weight: float = 1.0
     priority: int = 0
     """Class of the request: a lower number goes first, whatever is owed to whom."""
     salt: str = ""

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
-from types import MappingProxyType
 
 from graft_runtime.engine.batch import Batch, Row, row_of
 from graft_runtime.engine.fair_share import OUTPUT_COST, PROMPT_COST, FairShare
@@ -36,8 +35,6 @@ class SchedulerLimits:
     max_scored_tokens: int = 256
     """Tokens of scored prompts in one step. Each has a row of logits, which is as long as the
     vocabulary: this bounds the memory they take."""
-    tenant_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    """Share of each tenant; see `FairShare`."""
 
 
 AdapterGate = Callable[[str], int | None]
@@ -60,7 +57,7 @@ class Scheduler:
         self._gate = gate
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
-        self._share = FairShare(limits.tenant_weights)
+        self._share = FairShare()
         self._waiting = WaitingQueue(self._share)
         self._launched: deque[Batch] = deque()
         self._scoring_left = 0

@@ -76,9 +76,9 @@ def test_tenants_take_turns_however_many_requests_one_sends() -> None:
 
 
 def test_a_tenant_gets_by_its_weight() -> None:
-    bench = Bench(max_running=1, weights={"gold": 3.0})
+    bench = Bench(max_running=1)
     for start in range(1, 13):
-        bench.submit([start, 1, 1], max_tokens=2, tenant="gold", ignore_eos=True)
+        bench.submit([start, 1, 1], max_tokens=2, tenant="gold", tenant_weight=3.0, ignore_eos=True)
         bench.submit([start, 2, 2], max_tokens=2, tenant="lead", ignore_eos=True)
     first = order_of_first_tokens(bench)[:12]
     gold = sum(bench.asked[name].tenant == "gold" for name in first)
