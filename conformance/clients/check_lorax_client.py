@@ -2,7 +2,7 @@
 
 from checks import ADAPTER, PROMPT, URL, abort_expected, check, raises, run, shouts
 from lorax import Client
-from lorax.errors import GenerationError, ValidationError
+from lorax.errors import NotFoundError, ValidationError
 
 client = Client(URL, timeout=60)
 
@@ -43,13 +43,14 @@ def json_is_followed() -> None:
 
 
 @check
-def a_bad_value_is_a_validation_error() -> None:
-    raises(ValidationError, lambda: client.generate(PROMPT, max_new_tokens=100_000))
+def too_long_a_prompt_is_a_validation_error() -> None:
+    error = raises(ValidationError, lambda: client.generate("fox " * 4000, max_new_tokens=4))
+    assert "`inputs`" in str(error)
 
 
 @check
 def an_unknown_adapter_is_an_error() -> None:
-    raises((GenerationError, Exception), lambda: client.generate(PROMPT, adapter_id="nobody"))
+    raises(NotFoundError, lambda: client.generate(PROMPT, adapter_id="nobody"))
 
 
 @check

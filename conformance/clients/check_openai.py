@@ -1,6 +1,7 @@
 """The openai package."""
 
 import asyncio
+import json
 
 import openai
 from checks import ADAPTER, BASE, PROMPT, URL, abort_expected, check, raises, run, shouts
@@ -81,6 +82,42 @@ def a_schema_is_followed() -> None:
         },
     )
     assert '"a"' in answer.choices[0].message.content
+
+
+@check
+def embeddings_are_vectors_of_length_one() -> None:
+    answer = client.embeddings.create(model=BASE, input=["a fox", "a hen"], encoding_format="float")
+    assert [each.index for each in answer.data] == [0, 1]
+    for each in answer.data:
+        assert abs(sum(value * value for value in each.embedding) - 1) < 1e-3
+
+
+@check
+def a_tool_is_called_when_it_must_be() -> None:
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "feed",
+            "parameters": {
+                "type": "object",
+                "properties": {"animal": {"enum": ["fox", "hen"]}},
+                "required": ["animal"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    answer = client.chat.completions.create(
+        model=BASE,
+        messages=MESSAGES,
+        tools=[tool],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=128,
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "feed"
+    assert json.loads(call.function.arguments)["animal"] in ("fox", "hen")
+    assert answer.choices[0].finish_reason == "tool_calls"
 
 
 @check
