@@ -81,6 +81,10 @@ class AdapterSettings(Message):
     """Endpoints that credentials and ``https`` URIs may name."""
     allowed_uris: tuple[str, ...] = ()
     """Prefixes of adapters' URIs; none admits all."""
+    allow_runtime_loading: bool = False
+    """Whether clients may load adapters over HTTP, from `allowed_uris` alone."""
+    max_runtime_adapters: PositiveInt = 64
+    """Adapters loaded so, and again as many merged ones."""
 
 
 class CacheSettings(Message):

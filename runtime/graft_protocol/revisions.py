@@ -7,6 +7,8 @@ from typing import NamedTuple
 from graft_protocol.digest import short_digest
 
 PENDING_PREFIX = "pending-"
+RUNTIME_NAMESPACE = "runtime:"
+"""Of revisions that clients loaded over HTTP: no namespace of Kubernetes has such a name."""
 
 
 class RevisionName(NamedTuple):

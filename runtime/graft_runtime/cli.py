@@ -114,6 +114,7 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
         texts=pod.texts,
         tracer=tracer,
         logs_text=os.environ.get(ENV_LOG_TEXT) == "1",
+        adapters=pod.runtime_adapters,
     )
     internal = create_internal_app(pod.gateway, token)
     listeners = _listeners(public, internal, settings)

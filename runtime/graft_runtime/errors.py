@@ -10,6 +10,7 @@ GraftRuntimeError
 |-- PluginError                a logits processor is absent, broken or refuses its arguments
 `-- RequestError               a request gets this as its answer
     |-- InvalidRequestError        400/422: a parameter cannot be honoured
+    |   |-- DuplicateAdapterError  400/422: the name is taken
     |   |-- ContextLengthError     400/422: prompt and output do not fit the context
     |   `-- MalformedBodyError     400: the body is not the JSON it should be
     |-- BodyTooLargeError          413: more bytes than allowed
@@ -20,6 +21,7 @@ GraftRuntimeError
     |-- WrongMethodError           405: the path answers another method
     |-- UnauthorizedError          401: no or a wrong token
     |-- ModelNotFoundError         404: absent and forbidden answer alike
+    |-- AdapterLoadError         400/424: an adapter asked for by API cannot be loaded
     |-- AdapterUnavailableError    503: known, not usable yet
     |-- NotSupportedError          501: known, and not done here
     |-- OverloadedError            429: the queue is full
@@ -102,6 +104,12 @@ class InvalidRequestError(RequestError):
     status = 400
 
 
+class DuplicateAdapterError(InvalidRequestError):
+    """An adapter of this name is loaded already."""
+
+    code = "adapter_exists"
+
+
 class ContextLengthError(InvalidRequestError):
     """Prompt plus output do not fit the model's context or the whole KV pool."""
 
@@ -168,6 +176,13 @@ class ModelNotFoundError(RequestError):
 
     code = "model_not_found"
     status = 404
+
+
+class AdapterLoadError(RequestError):
+    """An adapter that a client asked for by API cannot be loaded; the message begins with why."""
+
+    code = "adapter_load_failed"
+    status = 400
 
 
 class AdapterUnavailableError(RequestError):

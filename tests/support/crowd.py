@@ -19,6 +19,7 @@ Tokens = tuple[int, ...]
 POLL_SECONDS = 0.5
 """Between looks at a report of a thousand adapters, which costs what it tells of."""
 DEADLINE_SECONDS = 1200.0
+MOST_ASKS = 150
 
 
 class LoopThread:
@@ -126,12 +127,16 @@ class Crowd:
     # What is asked
 
     async def ask(self, names: Iterable[str]) -> None:
-        """Send requests and go on."""
+        """Send requests and go on, unless there are so many that some would be turned away."""
+        if len(self.asks) > MOST_ASKS:
+            await self.all_answered()
         for name in names:
             self._launch(name, self._answered)
 
     async def ask_and_leave(self, names: Iterable[str], num_events: int) -> None:
         """Send requests whose clients leave after some tokens."""
+        if len(self.asks) > MOST_ASKS:
+            await self.all_answered()
 
         async def left(ask: Ask) -> None:
             body = self._body(ask.name)
@@ -152,7 +157,7 @@ class Crowd:
         await asyncio.gather(*self.asks)
 
     def _launch(self, name: str, work: Any) -> None:
-        ask = Ask(name, set(self._past.get(name, ())), name in self.uncertain)
+        ask = Ask(name, set(self._past.get(name, ())), self._may_miss(name))
         task = asyncio.create_task(work(ask))
         self.asks[task] = ask
         task.add_done_callback(self._done)
@@ -160,6 +165,9 @@ class Crowd:
     def _done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is None:
             del self.asks[task]  # a failed one stays for `all_answered`
+
+    def _may_miss(self, name: str) -> bool:
+        return name in self.uncertain or name not in self.versions
 
     async def _answered(self, ask: Ask) -> None:
         body = self._body(ask.name)

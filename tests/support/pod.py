@@ -31,7 +31,7 @@ from graft_runtime.sources.cache_entry import file_sha256
 Answer = TypeVar("Answer")
 
 TOKEN = "test-token"
-DEADLINE_SECONDS = 100.0
+DEADLINE_SECONDS = 400.0
 POLL_SECONDS = 0.02
 
 

@@ -35,7 +35,7 @@ with another default of its own must not decide."""
 
 _PLAN_ONLY = {"allowed_namespaces", "claims", "tenants"}
 """Fields of `spec.adapters` that the runtime never hears of."""
-_WHEN_SET = ("allowed_uris",)
+_WHEN_SET = ("allowed_uris", "allow_runtime_loading")
 """Left out while empty, so that services from before keep the configuration they have."""
 
 

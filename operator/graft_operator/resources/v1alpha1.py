@@ -183,6 +183,11 @@ class AdaptersSpec(Closed):
     allowed_uris: Annotated[tuple[UriPrefix, ...], Field(max_length=64)] = ()
     """Where adapters may come from, as prefixes of their URIs that end at a whole part:
     `s3://bucket/team-a` admits what lies below it. Empty admits every URI."""
+    allow_runtime_loading: bool = False
+    """Let clients load, unload and merge adapters over HTTP, for as long as a pod lives and from
+    `allowedUris` alone: without these, from nowhere."""
+    max_runtime_adapters: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Adapters that a pod holds so, and again as many merged ones."""
     claims: Annotated[tuple[ClaimName, ...], Field(max_length=16)] = ()
     """PersistentVolumeClaims of the service's namespace, mounted read-only in every pod, that
     adapters may name as `pvc://claim/folder`. The model's own needs no entry."""

@@ -7,9 +7,10 @@ loader and the engine come out. It does no I/O and reads no clock; `graft_runtim
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from graft_protocol.desired import AdapterEntry, Tier
 from graft_protocol.reasons import REASONS, AdapterState, Reason
@@ -21,8 +22,10 @@ from graft_runtime.ipc.messages import (
     PrepareAdapter,
     RegisterAdapter,
     ReleaseAdapter,
+    SlotPart,
     UnregisterAdapter,
 )
+from graft_runtime.layers.lora.layout import PAGE_RANK, pages_for
 
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 60.0
@@ -44,6 +47,15 @@ class Phase(Enum):
     """A pending revision whose digest is known; its pinned successor is served, not this one."""
 
 
+class Part(NamedTuple):
+    """One revision of several that are added up."""
+
+    revision: str
+    weight: float
+    access: tuple[str, ...] | None = None
+    """Who might use it when it was added up; the sum goes when that changes."""
+
+
 @dataclass(slots=True)
 class Revision:
     """What is known of one revision."""
@@ -59,6 +71,8 @@ class Revision:
     drain_until: float | None = None
     wanted_at: float = 0.0
     """When it entered the desired set."""
+    parts: tuple[Part, ...] = ()
+    """What it is the weighted sum of, if it was derived from others."""
 
     @property
     def serves(self) -> bool:
@@ -151,8 +165,41 @@ class AdapterManager:
         for entry in wanted.values():
             self._want(entry, now)
         for name, revision in list(self._revisions.items()):
-            if name not in wanted:
+            kept = all(
+                part.revision in wanted and wanted[part.revision].access == part.access
+                for part in revision.parts
+            )
+            if not (kept if revision.parts else name in wanted):
                 self._unwant(name, revision, now)
+
+    def derive(self, entry: AdapterEntry, parts: Sequence[Part]) -> None:
+        """Serve the weighted sum of revisions that are prepared, for as long as these are desired.
+
+        Repeating it is harmless, and tries again what has failed.
+        """
+        known = self._revisions.get(entry.revision)
+        if known is not None and known.phase not in (Phase.FAILED, Phase.DRAINING):
+            return
+        sources = [self._revisions[part.revision].prepared for part in parts]
+        files = [source for source in sources if source is not None]
+        prepared = AdapterPrepared(
+            revision=entry.revision,
+            digest=entry.digest or "",
+            bytes=sum(file.bytes for file in files),
+            rank=sum(pages_for(file.rank) for file in files) * PAGE_RANK,
+            target_modules=tuple(sorted({name for file in files for name in file.target_modules})),
+            path="",
+        )
+        revision = Revision(entry, Phase.REGISTERING, prepared, Reason.LOADING, parts=tuple(parts))
+        self._revisions[entry.revision] = revision
+        if self._engine_ready:
+            self._register(revision)
+
+    def forget_derived(self, name: str, now: float) -> None:
+        """Let a derived revision go."""
+        revision = self._revisions.get(name)
+        if revision is not None and revision.parts:
+            self._unwant(name, revision, now)
 
     def loader_started(self) -> None:
         """The loader takes work: begin, or begin again, everything that is not prepared."""
@@ -288,12 +335,18 @@ class AdapterManager:
                 prepared.rank,
                 prefetch=entry.tier is Tier.DEVICE or entry.pinned,
                 pinned=entry.pinned,
+                merged=self._slot_parts(revision),
             )
         )
 
+    def _slot_parts(self, revision: Revision) -> tuple[SlotPart, ...]:
+        files = [self._revisions[part.revision].prepared for part in revision.parts]
+        pairs = zip(files, revision.parts, strict=True)
+        return tuple(SlotPart(file.path, part.weight) for file, part in pairs if file is not None)
+
     def _fail(self, revision: Revision, reason: Reason, message: str, now: float) -> None:
         revision.phase, revision.reason, revision.message = Phase.FAILED, reason, message
-        if REASONS[reason].retry == "terminal":
+        if REASONS[reason].retry == "terminal" or revision.parts:
             return
         delay = min(FIRST_RETRY_SECONDS * 2**revision.failures, LAST_RETRY_SECONDS)
         revision.failures += 1

@@ -95,7 +95,9 @@ class Gateway:
             revision=None,
         )
         routes = build_routes(
-            one for one in self._manager.revisions() if one.serves and may_use(one.entry.access)
+            one
+            for one in self._manager.revisions()
+            if one.serves and not one.parts and may_use(one.entry.access)
         )
         adapters = ((name, route.choose("")) for name, route in sorted(routes.items()))
         return (

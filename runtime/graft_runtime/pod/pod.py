@@ -11,6 +11,7 @@ import logging
 import time
 
 from graft_protocol.config import RuntimeConfig
+from graft_protocol.desired import AdapterEntry
 from graft_protocol.naming import PodPaths
 from graft_protocol.reasons import Reason
 from graft_protocol.status import ProgressReport
@@ -44,6 +45,7 @@ from graft_runtime.ipc.messages import (
 from graft_runtime.metrics import Metrics
 from graft_runtime.pod.child import Callbacks, Child
 from graft_runtime.pod.gateway import Gateway
+from graft_runtime.pod.runtime_adapters import PodRuntimeAdapters
 from graft_runtime.pod.settings import engine_settings, loader_settings
 from graft_runtime.pod.state import PodState
 from graft_runtime.text.model_text import ModelTextLoader
@@ -85,6 +87,14 @@ class Pod:
         )
         self.gateway = Gateway(config, self._state, self._manager, self._engine.post, name)
         self.texts = ModelTextLoader(self.gateway.tokenizer_dir)
+        runtime = PodRuntimeAdapters(
+            config, self._state, self._manager, name, lambda: self.gateway.streams.active
+        )
+        self._declared: tuple[AdapterEntry, ...] = ()
+        self._runtime = runtime
+        self._runtime.changed = self._desire
+        self.runtime_adapters = runtime if config.adapters.allow_runtime_loading else None
+        """None unless the service allows them."""
         self.gateway.restarts = lambda: (self._engine.restarts, self._loader.restarts)
 
     async def run(self) -> None:
@@ -237,10 +247,18 @@ class Pod:
     async def _read_desired(self) -> None:
         desired = await asyncio.to_thread(self._reader.read)
         self._state.set_hash, self._state.shards = desired.set_hash, desired.shard_reports
-        self._manager.set_desired(desired.entries, time.monotonic())
+        self._declared = tuple(desired.entries)
+        self._runtime.declare(self._declared)
+        self._desire()
         if desired.complete and self._sync_deadline is None:
             timeout = self._config.adapters.sync_timeout_seconds
             self._sync_deadline = time.monotonic() + timeout
+        self._publish()
+
+    def _desire(self) -> None:
+        """Tell the manager what is wanted: the declared set, and what clients have loaded."""
+        entries = (*self._declared, *self._runtime.entries())
+        self._manager.set_desired(entries, time.monotonic())
         self._publish()
 
     async def _tick(self) -> None:
@@ -261,6 +279,9 @@ class Pod:
 
     def _publish(self) -> None:
         """Send what the manager decided and wake whoever waits for it."""
+        if self._runtime.advance():
+            self._desire()
+            return
         for command in self._manager.take_commands():
             if isinstance(command, PrepareAdapter | ReleaseAdapter):
                 self._loader.post(command)

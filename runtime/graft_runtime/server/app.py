@@ -30,6 +30,7 @@ from graft_runtime.server import (
     utility,
     websocket,
 )
+from graft_runtime.server.adapter_port import RuntimeAdapters
 from graft_runtime.server.anthropic import messages
 from graft_runtime.server.backend import Backend
 from graft_runtime.server.context import Frontend, exchange_of
@@ -39,10 +40,34 @@ from graft_runtime.server.grammars import GrammarChecker
 from graft_runtime.server.internal import BearerMiddleware
 from graft_runtime.server.kserve import http as kserve
 from graft_runtime.server.limits import BODY_TIMEOUT_SECONDS, LimitsMiddleware
-from graft_runtime.server.openai import chat, completions, embeddings, models, responses
+from graft_runtime.server.openai import (
+    chat,
+    completions,
+    embeddings,
+    lora_adapters,
+    models,
+    responses,
+)
 from graft_runtime.server.openapi import describe
 from graft_runtime.server.tracing import NoTracer, Tracer
 from graft_runtime.text.model_text import ModelTextLoader
+
+_SURFACES: Final = (
+    completions,
+    chat,
+    responses,
+    messages,
+    embeddings,
+    models,
+    tgi,
+    tgi_info,
+    tokens,
+    utility,
+    platforms,
+    kserve,
+    websocket,
+    health,
+)
 
 LAG_INTERVAL_SECONDS: Final = 1.0
 INTERNAL_BODY_BYTES: Final = 64 * 1024
@@ -56,6 +81,7 @@ def create_app(
     texts: ModelTextLoader | None = None,
     tracer: Tracer | None = None,
     logs_text: bool = False,
+    adapters: RuntimeAdapters | None = None,
     body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
 ) -> FastAPI:
     """Return the public application.
@@ -67,6 +93,7 @@ def create_app(
         texts: The text tools, if the caller shares them (to load them before the first request).
         tracer: What is told of generations that ended, if anything.
         logs_text: Whether prompts and outputs come to stand in the log.
+        adapters: Who loads adapters that clients ask for; None if nobody may.
         body_timeout_seconds: How long a request's body may take to arrive.
     """
     grammars = GrammarChecker(backend.tokenizer_dir)
@@ -81,24 +108,12 @@ def create_app(
         Plugins(),
         tracer or NoTracer(),
         logs_text=logs_text,
+        adapters=adapters,
     )
-    for module in (
-        completions,
-        chat,
-        responses,
-        messages,
-        embeddings,
-        models,
-        tgi,
-        tgi_info,
-        tokens,
-        utility,
-        platforms,
-        kserve,
-        websocket,
-        health,
-    ):
+    for module in _SURFACES:
         app.include_router(module.router)
+    if adapters is not None:
+        app.include_router(lora_adapters.router)
     app.add_middleware(
         LimitsMiddleware,
         max_body_bytes=settings.max_body_bytes,

@@ -18,6 +18,7 @@ from starlette.types import Scope
 from graft_protocol.config import ServerSettings
 from graft_runtime.metrics import AbortReason, Metrics
 from graft_runtime.sampling.plugins import Plugins
+from graft_runtime.server.adapter_port import RuntimeAdapters
 from graft_runtime.server.backend import Backend
 from graft_runtime.server.grammars import GrammarChecker
 from graft_runtime.server.tracing import NoTracer, Tracer
@@ -39,6 +40,8 @@ class Frontend:
     tracer: Tracer = field(default_factory=NoTracer)
     logs_text: bool = False
     """Whether prompts and outputs come to stand in the log."""
+    adapters: RuntimeAdapters | None = None
+    """None unless the service allows loading by API."""
 
 
 @dataclass

@@ -16,8 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from graft_runtime.errors import (
+    AdapterLoadError,
     BodyTooLargeError,
     DrainingError,
+    DuplicateAdapterError,
     EngineDiedError,
     InvalidRequestError,
     MalformedBodyError,
@@ -109,7 +111,7 @@ def openai_error(error: RequestError) -> WireError:
     """Return OpenAI's nested form, with the flat keys that older clients of vLLM read beside it."""
     fields = {
         "message": error.message,
-        "type": _OPENAI_TYPES.get(error.status, "InternalServerError"),
+        "type": _openai_type(error),
         "param": error.param,
     }
     body = {
@@ -119,6 +121,12 @@ def openai_error(error: RequestError) -> WireError:
         "code": error.status,
     }
     return WireError(error.status, body, _headers(error))
+
+
+def _openai_type(error: RequestError) -> str:
+    if isinstance(error, DuplicateAdapterError):
+        return "InvalidUserInput"  # vLLM's clients look for it
+    return _OPENAI_TYPES.get(error.status, "InternalServerError")
 
 
 def tgi_error(error: RequestError) -> WireError:
@@ -131,6 +139,8 @@ def tgi_error(error: RequestError) -> WireError:
         message = f"Input validation error: {message}"
     elif isinstance(error, OverloadedError):
         type, message = "overloaded", "Model is overloaded"
+    elif isinstance(error, AdapterLoadError):
+        status, type = 424, "generation"  # LoRAX's answer
     elif isinstance(error, EngineDiedError):
         status, type = 424, "generation"
         message = f"Request failed during generation: {message}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.ipc.messages import Sampling
+from graft_runtime.server.adapter_port import Blend
 from graft_runtime.server.fields import (
     GREEDY_BELOW,
     MAX_CHOICES,
@@ -33,15 +34,37 @@ MAX_TOP_TOKENS: Final = 5
 """TGI's own default."""
 
 UNSUPPORTED_PARAMETERS: Final[Unsupported] = {
-    "adapter_source": (),
     "adapter_parameters": (),
-    "merged_adapters": (),
     "api_token": (),
     "apply_chat_template": (False,),
 }
 """Of TGI and of LoRAX; what a value in brackets asks for happens anyway."""
 
 _UNSUPPORTED: Final[Unsupported] = {"api_token": (), "suffix": ()}
+
+
+class MergedAdapters(Fields):
+    """LoRAX's `merged_adapters`, as far as it is honoured: the weighted sum of the updates."""
+
+    ids: list[ModelName] = Field(min_length=1, max_length=8)
+    weights: list[Finite] = Field(default=[])
+    merge_strategy: Literal["linear"] = "linear"
+    density: float | None = None
+    majority_sign_method: str | None = None
+
+    @model_validator(mode="after")
+    def _as_many_weights(self) -> MergedAdapters:
+        if self.weights and len(self.weights) != len(self.ids):
+            message = (
+                "`merged_adapters`: number of adapter IDs must match number of adapter weights"
+            )
+            raise InvalidRequestError(message, param="parameters.merged_adapters.weights")
+        return self
+
+    def blend(self) -> Blend:
+        """Return what is to be added up; without weights, their mean."""
+        weights = self.weights or [1 / len(self.ids)] * len(self.ids)
+        return Blend(tuple(self.ids), tuple(weights))
 
 
 class Parameters(Fields):
@@ -66,6 +89,9 @@ class Parameters(Fields):
     details: bool = False
     truncate: PositiveInt | None = None
     adapter_id: ModelName | None = None
+    adapter_source: str | None = None
+    """Of LoRAX; says that `adapter_id` is to be loaded from there."""
+    merged_adapters: MergedAdapters | None = None
     ignore_eos_token: bool = False
     watermark: WatermarkField = None
     grammar: dict[str, Any] | None = None
@@ -103,6 +129,13 @@ class Parameters(Fields):
             message = f"must be > 0 and <= {MAX_CHOICES}"
             raise ValueError(message)
         return value
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> Parameters:
+        if self.adapter_id and self.merged_adapters is not None:
+            message = "at most one of `adapter_id` or `merged_adapters` may be provided"
+            raise InvalidRequestError(message, param="parameters.merged_adapters")
+        return self
 
     @model_validator(mode="after")
     def _best_of_needs_differences(self) -> Parameters:

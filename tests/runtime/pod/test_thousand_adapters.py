@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -40,7 +39,6 @@ LENGTH = 12
 LONG_LENGTH = 120
 """Tokens of an answer where all must be in one batch."""
 MOVING = tuple(f"moving-{index}" for index in range(6))
-MOST_ASKS = 150
 
 
 @dataclass(frozen=True)
@@ -128,18 +126,15 @@ class Changes(RuleBasedStateMachine):
     crowd: Crowd
     library: list[GoldenAdapter]
 
-    @precondition(lambda self: len(self.crowd.asks) < MOST_ASKS)
     @rule(first=st.integers(0, NUM_NAMES - 1), count=st.integers(1, 64), stride=st.integers(1, 40))
     def ask_standing_ones(self, first: int, count: int, stride: int) -> None:
         numbers = [(first + index * stride) % NUM_NAMES for index in range(count)]
         self.loop.run(self.crowd.ask(f"standing-{number}" for number in numbers))
 
-    @precondition(lambda self: len(self.crowd.asks) < MOST_ASKS)
     @rule(names=st.lists(st.sampled_from(MOVING), min_size=1, max_size=20))
     def ask_moving_ones(self, names: list[str]) -> None:
         self.loop.run(self.crowd.ask(names))
 
-    @precondition(lambda self: len(self.crowd.asks) < MOST_ASKS)
     @rule(
         number=st.integers(0, NUM_NAMES - 1),
         moving=st.sampled_from(MOVING),
@@ -218,6 +213,7 @@ def test_a_thousand_adapters_on_room_for_sixteen_never_mix_whatever_changes(
                 derandomize=True,
                 database=None,
                 suppress_health_check=list(HealthCheck),
+                phases=[Phase.generate],  # what has gone wrong once stays so: nothing to shrink
             ),
         )
         assert crowd.num_answers > 3 * NUM_TOGETHER
