@@ -31,7 +31,7 @@ SCHEMA = {
     "required": ["name", "age", "kind"],
     "additionalProperties": False,
 }
-WIDE: dict[str, Any] = {"properties": {f"property{number}": {} for number in range(4999)}}
+WIDE: dict[str, Any] = {"properties": {f"property{number}": {} for number in range(9000)}}
 
 
 @pytest.fixture
