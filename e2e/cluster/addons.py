@@ -25,9 +25,9 @@ def num_gpus() -> int:
     return int(os.environ.get("GRAFT_LAB_GPUS") or 4)
 
 
-def pretend_gpus(kubectl: Kubectl) -> None:
+def pretend_gpus(kubectl: Kubectl, count: int | None = None) -> None:
     """Give every node GPUs that the scheduler counts, as a device plugin would report them."""
-    gpus = {"nvidia.com/gpu": str(num_gpus())}
+    gpus = {"nvidia.com/gpu": str(num_gpus() if count is None else count)}
     patch = json.dumps({"status": {"capacity": gpus, "allocatable": gpus}})
     for node in kubectl.run("get", "nodes", "--output", "name").split():
         kubectl.run("patch", node, "--subresource", "status", "--type", "merge", "--patch", patch)

@@ -98,12 +98,18 @@ class Images:
             image = OneLayer(BASE_IMAGE, layer, environment=(search, "LANG=C.UTF-8"))
             self._import(image, Path(scratch))
 
-    def build(self, image: str, dockerfile: str, arguments: Mapping[str, str]) -> None:
-        """Build one of Graft's images from the working tree, showing BuildKit's own progress."""
+    def build(
+        self,
+        image: str,
+        dockerfile: str,
+        arguments: Mapping[str, str],
+        context: Path = REPOSITORY,
+    ) -> None:
+        """Build an image from a folder's files, showing BuildKit's own progress."""
         self.ensure_base()
         command = [
             *("buildctl", "build", "--frontend", "dockerfile.v0"),
-            *("--local", f"context={REPOSITORY}", "--local", f"dockerfile={REPOSITORY}"),
+            *("--local", f"context={context}", "--local", f"dockerfile={context}"),
             *("--opt", f"filename={dockerfile}", "--opt", "image-resolve-mode=local"),
             # Compression would cost more than it saves: the image never leaves this machine.
             "--output",
@@ -112,6 +118,10 @@ class Images:
         for name, value in {"BASE_IMAGE": BASE_IMAGE, **arguments}.items():
             command += ["--opt", f"build-arg:{name}={value}"]
         subprocess.run(command, env=self._lab.environment, check=True)
+
+    def tag(self, image: str, other: str) -> None:
+        """Give an image another name as well."""
+        self._ctr("images", "tag", "--force", image, other)
 
     def _import_files(self, image: str, files: Mapping[str, Path], entrypoint: str) -> None:
         """Make an image of a few files, owned by root."""
