@@ -8,6 +8,7 @@ the model's URI, ``crash...`` ends the process. ``GET /which/<name>`` tells whic
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -61,6 +62,10 @@ class FakeRuntime:
         self.reports: dict[str, RevisionReport] = {}
         self.started: set[str] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.remounted = asyncio.Event()
+        """Set by those who know that the files have changed."""
+        self._texts: dict[int, str] = {}
+        self._answer: tuple[str, bytes] | None = None
         self.state = EngineState.STARTING
         self.reason: Reason | None = None
 
@@ -71,12 +76,14 @@ class FakeRuntime:
     def entries(self) -> list[AdapterEntry]:
         return [entry for shard in self.shards.values() for entry in shard.entries]
 
-    async def run(self) -> None:
+    async def run(self, poll_seconds: float = POLL_SECONDS) -> None:
         await self._start_model()
         while True:
+            self.remounted.clear()
             self._read_shards()
             self._converge()
-            await asyncio.sleep(POLL_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.remounted.wait(), poll_seconds)
 
     async def _start_model(self) -> None:
         verb, argument = directive(self.config.model.uri)
@@ -85,6 +92,7 @@ class FakeRuntime:
             os._exit(3)
         if verb == "slow":
             await asyncio.sleep(int(argument) / 1000)
+        self._answer = None
         if verb == "fail":
             self.state, self.reason = EngineState.FAILED, Reason(argument)
         else:
@@ -94,14 +102,20 @@ class FakeRuntime:
         for index in range(NUM_SHARDS):
             try:
                 text = (self.paths.adapters_dir / shard_key(index)).read_text()
+                if self._texts.get(index) == text:
+                    continue
                 self.shards[index] = parse_shard(text)
                 self.shard_problems.pop(index, None)
             except (OSError, MalformedShardError) as error:
+                text = ""
                 self.shard_problems[index] = str(error)
+            self._texts[index] = text
+            self._answer = None
 
     def _converge(self) -> None:
         wanted = {entry.revision: entry for entry in self.entries()}
         for revision in self.reports.keys() - wanted.keys():
+            self._answer = None
             del self.reports[revision]
             self.started.discard(revision)
         for revision, entry in wanted.items():
@@ -134,6 +148,7 @@ class FakeRuntime:
         self, entry: AdapterEntry, state: AdapterState, reason: Reason, **facts: Any
     ) -> None:
         if entry.revision in self.started:
+            self._answer = None
             self.reports[entry.revision] = RevisionReport(
                 revision=entry.revision, state=state, reason=reason, **facts
             )
@@ -188,8 +203,10 @@ class FakeRuntime:
             return 401, {}, b""
         if path != STATUS_PATH:
             return 404, {}, b""
-        body = self.status().to_json().encode()
-        etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+        if self._answer is None:
+            body = self.status().to_json().encode()
+            self._answer = f'"{hashlib.sha256(body).hexdigest()[:16]}"', body
+        etag, body = self._answer
         if headers.get("if-none-match") == etag:
             return 304, {"ETag": etag}, b""
         return 200, {"ETag": etag}, body

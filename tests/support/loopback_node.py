@@ -27,6 +27,8 @@ from tests.support.informer import Informer, RealApi
 from tests.support.kube_operator import TLS_GOODBYE_SECONDS
 
 RETRY_SECONDS = 0.2
+REMOUNTED_ANYWAY_SECONDS = 5.0
+"""Pause between two looks at files of which nobody has said that they changed."""
 START_SECONDS = 60.0
 
 
@@ -49,7 +51,7 @@ class LoopbackPod:
         for port, answer in ((ports.http, runtime.public), (ports.internal, runtime.internal)):
             server = await asyncio.start_server(serve_with(answer), self.address, port)
             self.servers.append(server)
-        self.tasks.append(asyncio.create_task(runtime.run()))
+        self.tasks.append(asyncio.create_task(runtime.run(REMOUNTED_ANYWAY_SECONDS)))
 
     async def stop(self) -> None:
         """End it and forget its files."""
@@ -123,6 +125,8 @@ class LoopbackNode:
             except NotFoundError:
                 return False
             pod.version = stored["metadata"]["resourceVersion"]
+            if pod.runtime is not None:
+                pod.runtime.remounted.set()
         if pod.runtime is None:
             await pod.start(ports)
         is_ready = pod.runtime is not None and pod.runtime.is_ready
