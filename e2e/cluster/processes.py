@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from e2e.cluster.errors import LabError
 from e2e.cluster.paths import Lab
@@ -38,11 +39,13 @@ def wait_until(condition: Callable[[], object], what: str, *, seconds: float) ->
 class Processes:
     """The programs of one cluster."""
 
+    _children: ClassVar[dict[str, subprocess.Popen[bytes]]] = {}
+    """What this Python process has started, by name: to be reaped by it, so not to be forgotten."""
+
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._pids = lab.state / "pids"
         self._logs = lab.state / "log"
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, program: str, *flags: str | Path) -> None:
         """Run a program in a session of its own, unless it runs already."""
