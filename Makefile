@@ -19,7 +19,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --univ
 	--generate-hashes --no-emit-index-url $(if $(UPGRADE),--upgrade)
 
 .DELETE_ON_ERROR:
-.PHONY: help check setup demo test test-slow test-control-plane test-gpu conformance lint fmt type imports generate verify lock clean
+.PHONY: help check setup demo test test-slow test-stores test-control-plane test-gpu conformance lint fmt type imports generate verify lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,14 @@ test-control-plane: setup  ## the tests that need a real API server, brought up 
 
 conformance: setup  ## the real clients, from the package index, against a live pod (CLIENTS="openai ..." picks some)
 	@$(BIN)/python -m conformance $(CLIENTS)
+
+# Other people's servers of the stores' interfaces; what cannot be had here is skipped with a word.
+STORES := $(CURDIR)/build/stores
+test-stores: setup  ## the sources against real servers, fetched with go and npm where those are
+	@mkdir -p $(STORES)
+	@test -x $(STORES)/fake-gcs-server || GOBIN=$(STORES) go install github.com/fsouza/fake-gcs-server@v1.54.0 || echo "test-stores: go could not make the server of Google's interface"
+	@test -d $(STORES)/node_modules/azurite || npm install --prefix $(STORES) --no-audit --no-fund --ignore-scripts azurite@3.37.0 || echo "test-stores: npm could not fetch the server of Azure's interface"
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) tests/runtime/sources/test_real_stores.py
 
 HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 

@@ -127,10 +127,15 @@ def _etag(body: bytes) -> str:
     return f'"{hashlib.sha256(body).hexdigest()[:16]}"'
 
 
+def _listed_etag(body: bytes) -> str:
+    """Both list it without the quotes."""
+    return _etag(body).strip('"')
+
+
 def _google_listing(found: Mapping[str, bytes], following: str) -> bytes:
     contents = "".join(
         f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00Z</LastModified>"
-        f"<ETag>{escape(_etag(body))}</ETag><Size>{len(body)}</Size></Contents>"
+        f"<ETag>{escape(_listed_etag(body))}</ETag><Size>{len(body)}</Size></Contents>"
         for key, body in found.items()
     )
     token = f"<NextContinuationToken>{following}</NextContinuationToken>" if following else ""
@@ -143,7 +148,7 @@ def _google_listing(found: Mapping[str, bytes], following: str) -> bytes:
 def _azure_listing(found: Mapping[str, bytes], following: str) -> bytes:
     blobs = "".join(
         f"<Blob><Name>{escape(key)}</Name><Properties><Last-Modified>{DATE}</Last-Modified>"
-        f"<Etag>{escape(_etag(body))}</Etag><Content-Length>{len(body)}</Content-Length>"
+        f"<Etag>{escape(_listed_etag(body))}</Etag><Content-Length>{len(body)}</Content-Length>"
         "<Content-Type>application/octet-stream</Content-Type></Properties></Blob>"
         for key, body in found.items()
     )

@@ -78,7 +78,7 @@ class ObjectStoreSource:
                     name = meta["path"].removeprefix(prefix)
                     # The marker of the folder itself comes back as the prefix without its slash.
                     if meta["path"].startswith(prefix) and name and "/" not in name:
-                        found.append(SourceFile(name, meta["size"], meta["e_tag"]))
+                        found.append(SourceFile(name, meta["size"], _quoted(meta["e_tag"])))
         except (BaseError, OSError) as error:
             raise self._translate(error, self.uri) from error
 
@@ -146,7 +146,7 @@ class ObjectStoreSource:
         except (BaseError, OSError) as error:
             raise self._translate(error, self._name(file)) from error
         # Not every store honours the condition; all of them say which object they send.
-        other = file.etag is not None and result.meta["e_tag"] not in (None, file.etag)
+        other = file.etag is not None and _quoted(result.meta["e_tag"]) not in (None, file.etag)
         if other or result.meta["size"] != file.size or result.range[0] != offset:
             raise self._error(Reason.SOURCE_CHANGED, file, "is not the object that was listed")
         return result.stream(min_chunk_size=CHUNK_BYTES)
@@ -162,3 +162,11 @@ class ObjectStoreSource:
 
     def _error(self, reason: Reason, file: SourceFile, what: str) -> ReasonedError:
         return ReasonedError(reason, f"{self._name(file)} {what}")
+
+
+def _quoted(etag: str | None) -> str | None:
+    """Bring an ETag to one spelling: Google and Azure list it without its quotes."""
+    if etag is None or etag.startswith("W/"):
+        return etag
+    plain = etag.strip('"')
+    return f'"{plain}"'
