@@ -24,8 +24,6 @@ EXTENSIONS: Final = (
     "statistics",
 )
 
-DECLARED_ONLY: Final = "models are declared, not loaded: loading at run time is not allowed here"
-
 _TEXT_INPUT: Final = "text_input"
 _CONFIG_TYPES: Final = {
     "BYTES": "TYPE_STRING",

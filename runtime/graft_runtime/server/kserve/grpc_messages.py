@@ -64,12 +64,16 @@ def read_request(request: ModelInferRequest) -> Inputs:
 
 def parameters_of(request: ModelInferRequest) -> dict[str, Any]:
     """Return a request's parameters as plain values."""
-    return {name: _plain(value) for name, value in request.parameters.items()}
+    return plain_parameters(request.parameters)
 
 
-def _plain(parameter: InferParameter) -> Any:
-    kind = parameter.WhichOneof("parameter_choice")
-    return None if kind is None else getattr(parameter, kind)
+def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters of any message as plain values; one without a value is None."""
+    kinds = {name: each.WhichOneof("parameter_choice") for name, each in parameters.items()}
+    return {
+        name: None if kinds[name] is None else getattr(each, kinds[name])
+        for name, each in parameters.items()
+    }
 
 
 def _refuse(parameters: Mapping[str, InferParameter]) -> None:

@@ -10,15 +10,15 @@ from typing import Any, Final, TypeVar
 import grpc
 from google.protobuf.json_format import ParseDict
 
-from graft_runtime.errors import NotSupportedError, RequestError
+from graft_runtime.errors import RequestError
 from graft_runtime.server.body import off_loop
 from graft_runtime.server.context import Exchange, Frontend
-from graft_runtime.server.kserve import describe
+from graft_runtime.server.kserve import describe, repository
 from graft_runtime.server.kserve import inference_pb2 as pb
 from graft_runtime.server.kserve.call import Call, answers, prepare, resolve_model
 from graft_runtime.server.kserve.contract import refuse_stream
 from graft_runtime.server.kserve.grpc_call import open_exchange, refuse, run, status_of
-from graft_runtime.server.kserve.grpc_messages import read_request, response_to
+from graft_runtime.server.kserve.grpc_messages import plain_parameters, read_request, response_to
 from graft_runtime.server.kserve.grpc_stream import InferStream
 from graft_runtime.server.kserve.tensors import Tensor
 
@@ -162,13 +162,20 @@ class InferenceService:
         found = describe.repository_index(self._frontend.backend, only_ready=request.ready)
         return _filled(pb.RepositoryIndexResponse(), {"models": found})
 
-    async def repository_model_load(self, *_: Any) -> pb.RepositoryModelLoadResponse:
-        """Refuse: adapters are declared."""
-        raise NotSupportedError(describe.DECLARED_ONLY, param="model")
+    async def repository_model_load(
+        self, request: pb.RepositoryModelLoadRequest, *_: Any
+    ) -> pb.RepositoryModelLoadResponse:
+        """Load an adapter."""
+        parameters = plain_parameters(request.parameters)
+        await repository.load(self._frontend, request.model_name, parameters)
+        return pb.RepositoryModelLoadResponse()
 
-    async def repository_model_unload(self, *_: Any) -> pb.RepositoryModelUnloadResponse:
-        """Refuse: adapters are declared."""
-        raise NotSupportedError(describe.DECLARED_ONLY, param="model")
+    async def repository_model_unload(
+        self, request: pb.RepositoryModelUnloadRequest, *_: Any
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Let an adapter go."""
+        await repository.unload(self._frontend, request.model_name)
+        return pb.RepositoryModelUnloadResponse()
 
 
 def _filled(message: M, values: dict[str, Any]) -> M:

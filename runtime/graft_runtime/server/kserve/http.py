@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from graft_runtime.errors import InvalidRequestError, NotSupportedError, RequestError
 from graft_runtime.server.context import frontend_of
-from graft_runtime.server.kserve import describe
+from graft_runtime.server.kserve import describe, repository
 from graft_runtime.server.kserve.call import resolve_model
 from graft_runtime.server.kserve.http_body import read_document
 from graft_runtime.server.kserve.http_generate import answer_generate, answer_generate_stream
@@ -109,19 +109,21 @@ async def repository_index(request: Request) -> Response:  # noqa: D103 - see th
 @router.post(
     "/v2/repository/models/{model:path}/load", summary="Load an adapter", response_model=None
 )
-async def load_model(model: str) -> Response:  # noqa: D103 - see the summary
-    raise _declared_only(model)
+async def load_model(request: Request, model: str) -> Response:  # noqa: D103 - see the summary
+    body = await read_document(request, may_be_empty=True)
+    parameters = body.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise InvalidRequestError("`parameters` must be an object", param="parameters")
+    await repository.load(frontend_of(request), model, parameters)
+    return Response()
 
 
 @router.post(
     "/v2/repository/models/{model:path}/unload", summary="Unload an adapter", response_model=None
 )
-async def unload_model(model: str) -> Response:  # noqa: D103 - see the summary
-    raise _declared_only(model)
-
-
-def _declared_only(model: str) -> RequestError:  # noqa: ARG001 - alike for every name
-    return NotSupportedError(describe.DECLARED_ONLY, param="model")
+async def unload_model(request: Request, model: str) -> Response:  # noqa: D103 - see the summary
+    await repository.unload(frontend_of(request), model)
+    return Response()
 
 
 @router.api_route("/v2/systemsharedmemory/{rest:path}", methods=BOTH, response_model=None)
