@@ -43,6 +43,7 @@ from graft_runtime.models.read import read_model_apart
 from graft_runtime.models.serving_dtype import serving_dtype
 from graft_runtime.settings import LoaderChildSettings
 from graft_runtime.sources.ambient import read_ambient
+from graft_runtime.sources.aws_profile import profile_credential
 from graft_runtime.sources.cache_entry import CacheEntry, Kind
 from graft_runtime.sources.disk_cache import DiskCache
 from graft_runtime.sources.endpoints import SourcePolicy
@@ -286,6 +287,8 @@ class Loader:
         if entry is not None:
             return entry
         credential = read_credential(self._settings.credentials_dir, wish.credential)
+        if credential is None and uri.scheme == "s3":
+            credential = profile_credential(os.environ)
         async with aclosing(open_source(wish.uri, credential, policy)) as source:
             wanted = replace(wanted, streams=self._streams[f"{uri.scheme}://{uri.bucket}"])
             entry = await fetch(source, wanted, self._cache, progress)
