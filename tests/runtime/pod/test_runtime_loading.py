@@ -10,10 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from tokenizers import Tokenizer
 
 from graft_protocol.reasons import AdapterState
 from graft_protocol.revisions import RUNTIME_NAMESPACE
-from tests.support.peft_adapters import make_adapter
+from tests.support.peft_adapters import load_with_adapters, make_adapter
 from tests.support.pod import RunningPod, entry_for, run_pod
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -167,6 +169,21 @@ async def test_a_request_may_name_a_source(pod: RunningPod, adapters: dict[str, 
     assert (await generate(pod, {"adapter_id": "x", "adapter_source": "pbase"})).status_code == 422
 
 
+@torch.inference_mode()
+def peft_says(adapters: Mapping[str, Path], weight: float) -> str:
+    """Return what the base says with both adapters added at this weight, and nothing in between."""
+    model = load_with_adapters(TINY, {name: adapters[name] for name in "ab"})
+    model.add_weighted_adapter(["a", "b"], [weight] * 2, "sum", combination_type="cat")
+    model.set_adapter("sum")
+    tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    prompt = tokenizer.encode(PROMPT).ids
+    tokens = list(prompt)
+    for _ in range(16):
+        tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+    text: str = tokenizer.decode(tokens[len(prompt) :])
+    return text
+
+
 async def test_merged_adapters_are_the_weighted_sum(
     pod: RunningPod, adapters: dict[str, Path]
 ) -> None:
@@ -183,10 +200,11 @@ async def test_merged_adapters_are_the_weighted_sum(
     assert await said(pod, merged(["b", "a"], [0.0, 1.0])) == words["a"]
     assert await said(pod, merged(["a", "a"], [0.5, 0.5])) == words["a"]
     assert await said(pod, merged(["b", "b"], [2.0, -2.0])) == base
-    half = await said(pod, merged(["a", "b"], [0.5, 0.5]))
-    assert half not in {base, *words.values()}
+    both = await said(pod, merged(["a", "b"], [1.0, 1.0]))
+    assert both == peft_says(adapters, 1.0)
+    assert both not in {base, *words.values()}
     mean = {"merged_adapters": {"ids": ["a", "b"]}}
-    assert await said(pod, mean) == half
+    assert await said(pod, mean) == peft_says(adapters, 0.5)
     assert set(await models(pod)) == {"base", *"abc"}, "sums have no names of their own"
     wrong: tuple[dict[str, Any], ...] = (
         {"ids": ["a", "b"], "merge_strategy": "ties"},
@@ -201,8 +219,15 @@ async def test_merged_adapters_are_the_weighted_sum(
     await pod.until(
         pod.states, lambda found: found == {entries["c"].revision: AdapterState.AVAILABLE}
     )
-    status = await pod.status()
-    assert status.capacity.device_pages_free >= status.capacity.device_pages - 1
+    await pod.until(
+        lambda: _pages_taken(pod),
+        lambda taken: taken <= 1,  # those of the one that is left
+    )
+
+
+async def _pages_taken(pod: RunningPod) -> int:
+    capacity = (await pod.status()).capacity
+    return capacity.device_pages - capacity.device_pages_free
 
 
 async def test_without_leave_there_are_no_such_routes(adapters: dict[str, Path]) -> None:
