@@ -21,7 +21,6 @@ PAUSE_IMAGE = "localhost/graft-pause:dev"
 BASE_IMAGE = "localhost/graft-python:bookworm"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 DEBIAN = "bookworm"
-DEBIAN_MIRROR = "http://deb.debian.org/debian"
 UNNEEDED = (
     # What debootstrap leaves that an image does not need.
     "debootstrap",
@@ -148,7 +147,7 @@ def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
 def _debian(root: Path, environment: Mapping[str, str]) -> Path:
     """Make a small Debian with Python in which a Dockerfile's usual lines work."""
     included = "--include=python3,python3-pip,ca-certificates"
-    command = ("debootstrap", "--variant=minbase", included, DEBIAN, str(root), DEBIAN_MIRROR)
+    command = ("debootstrap", "--variant=minbase", included, DEBIAN, str(root))
     run_tool(command, environment, seconds=900)
     (root / "usr/bin/python").symlink_to("python3")
     # In an image, pip may install: there is no other user of its Python.
