@@ -155,7 +155,7 @@ def test_no_more_requests_run_than_leave_a_token_of_each_step_for_prompts() -> N
 
 
 def test_a_preempted_request_had_gained_a_token_each_time() -> None:
-    bench = Bench(num_blocks=13, max_running=6)
+    bench = Bench(num_blocks=12, max_chunk_tokens=1)
     gains: list[int] = []
     scheduler = bench.engine._scheduler
     preempt = scheduler._preempt
@@ -165,8 +165,10 @@ def test_a_preempted_request_had_gained_a_token_each_time() -> None:
         preempt(request)
 
     scheduler._preempt = watched  # type: ignore[method-assign] # a spy
-    for start in range(1, 9):
-        bench.submit([start] * 10, max_tokens=30)
+    # The first grows until the pool is full while the second is computed token by token.
+    bench.submit([1] * 16, max_tokens=30, ignore_eos=True)
+    bench.step()
+    bench.submit([2] * 22, max_tokens=20, ignore_eos=True)
     bench.drain()
     bench.assert_all_right()
     assert gains
