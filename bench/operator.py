@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
 from e2e.cluster import clusters
 from e2e.cluster.clusters import Cluster
 from e2e.cluster.processes import wait_until
 from e2e.cluster.tools import Kubectl
+from e2e.kubeconfigs import account_kubeconfig, admin_kubeconfig
 from e2e.release import CHART
 from graft_operator.cluster.local_deployment import free_port
 from tests.support.fake_runtime import digest_of
@@ -43,7 +43,6 @@ from tests.support.kube_manifests import API_VERSION
 from tests.support.loopback_node import loopback_node
 
 ACCOUNT = "graft"
-LAB_SERVER = "https://127.0.0.1:6443"
 COMMAND = "from graft_operator.cli import main; main(prog_name='graft')"
 WRITES = frozenset({"apply", "create", "delete", "event", "nudge", "patch", "status"})
 IDLE_SECONDS = 60.0
@@ -173,15 +172,9 @@ def installed(cluster: Cluster, size: Size) -> Iterator[Names]:
 def kubeconfigs(cluster: Cluster, names: Names, folder: Path) -> tuple[Path, Path]:
     """Write and return the kubeconfigs of the administrator and of the operator."""
     inside = cluster.kubectl.within(names.installed)
-    config = yaml.safe_load(inside.run("config", "view", "--minify", "--flatten", "--raw"))
-    if clusters.origin() is clusters.Origin.LAB:
-        config["clusters"][0]["cluster"]["server"] = LAB_SERVER
-    admin = folder / "admin"
-    admin.write_text(yaml.safe_dump(config))
-    token = inside.run("create", "token", ACCOUNT, "--duration=12h").strip()
-    config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
-    operator = folder / "operator"
-    operator.write_text(yaml.safe_dump(config))
+    admin, operator = folder / "admin", folder / "operator"
+    admin.write_text(admin_kubeconfig(inside))
+    operator.write_text(account_kubeconfig(inside, ACCOUNT))
     return admin, operator
 
 

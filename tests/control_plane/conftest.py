@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-import yaml
 
 from e2e.cluster import clusters
-from e2e.cluster.clusters import Cluster, Origin
+from e2e.cluster.clusters import Cluster
 from e2e.cluster.tools import Kubectl
+from e2e.kubeconfigs import account_kubeconfig, admin_kubeconfig
 from e2e.release import CHART
 from graft_operator.cluster.local_deployment import free_port
 from graft_operator.settings import OperatorSettings
@@ -31,7 +31,6 @@ T = TypeVar("T")
 DEADLINE_SECONDS = 60.0
 POLL_SECONDS = 0.05
 ACCOUNT = "graft"
-LAB_SERVER = "https://127.0.0.1:6443"
 Json = dict[str, Any]
 
 
@@ -124,31 +123,17 @@ def tenant(cluster: Cluster, tmp_path: Path) -> Iterator[Tenant]:
     inside = cluster.kubectl.within(installed)
     inside.run("scale", "deployment/graft", "--replicas=0")
     kubeconfig = tmp_path / "operator.kubeconfig"
-    kubeconfig.write_text(_with_token(inside, inside.run("create", "token", ACCOUNT).strip()))
+    kubeconfig.write_text(account_kubeconfig(inside, ACCOUNT))
     yield Tenant(cluster, cluster.kubectl.within(served), installed, kubeconfig)
     cluster.helm.run("uninstall", "graft", *where)
     cluster.kubectl.run("delete", "namespace", served, installed, "--wait=false")
-
-
-def _with_token(kubectl: Kubectl, token: str) -> str:
-    config = _config(kubectl)
-    config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
-    return str(yaml.safe_dump(config))
-
-
-def _config(kubectl: Kubectl) -> Json:
-    """Return the kubeconfig in force; the lab's API server answers on loopback, too."""
-    config = yaml.safe_load(kubectl.run("config", "view", "--minify", "--flatten", "--raw"))
-    if clusters.origin() is Origin.LAB:
-        config["clusters"][0]["cluster"]["server"] = LAB_SERVER
-    return dict(config)
 
 
 @pytest.fixture
 def node(cluster: Cluster, tmp_path: Path) -> Iterator[LoopbackNode]:
     """What runs the pods."""
     kubeconfig = tmp_path / "admin.kubeconfig"
-    kubeconfig.write_text(yaml.safe_dump(_config(cluster.kubectl)))
+    kubeconfig.write_text(admin_kubeconfig(cluster.kubectl))
     with loopback_node(kubeconfig) as running:
         yield running
 
