@@ -14,22 +14,19 @@ import argparse
 import json
 import re
 import secrets
-import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple
 
 import httpx
-from tokenizers import Tokenizer
 
-from bench.marked_adapters import PROMPT_IDS, MarkedModel
-from e2e.buckets import EXAMPLES, Bucket, open_bucket
+from bench.figures import show
+from bench.marked_adapters import PROMPT_IDS, MarkedModel, Published, Publisher
+from e2e.buckets import open_bucket
 from e2e.client import Client
 from e2e.cluster import clusters
 from e2e.cluster.clusters import Cluster, Origin
@@ -39,9 +36,7 @@ from e2e.conftest import RESTRICTED
 from e2e.containers import kill_container
 from e2e.release import Release
 from e2e.stage import Stage
-from graft_protocol.digest import FileRecord, manifest_digest
 
-TINY = EXAMPLES / "models" / "tiny"
 DEADLINE_SECONDS = 60.0
 SETTLE_SECONDS = 2.0
 """A pause before each change, so that one does not pay for the last."""
@@ -60,49 +55,6 @@ spec:
       name: object-store
 """)
 WRITES = frozenset({"apply", "create", "delete", "nudge", "patch"})
-
-
-class Published(NamedTuple):
-    """An adapter in the bucket."""
-
-    uri: str
-    digest: str
-    num_bytes: int
-    token: str
-    """What it answers, as text."""
-
-
-class Publisher:
-    """Makes adapters, each with a token of its own, and puts them into the bucket."""
-
-    def __init__(self, model: MarkedModel, bucket: Bucket) -> None:
-        self._model = model
-        self._bucket = bucket
-        self._tokens = _printable_tokens()
-        self._count = 0
-
-    def publish(self) -> Published:
-        """Put one more adapter into the bucket."""
-        token_id, text = self._tokens[self._count % len(self._tokens)]
-        files = self._model.adapter(token_id, seed=self._count)
-        prefix = f"adapters/marked-{self._count}"
-        self._bucket.put(prefix, files)
-        self._count += 1
-        records = [FileRecord(n, len(b), sha256(b).hexdigest()) for n, b in files.items()]
-        size = sum(len(content) for content in files.values())
-        return Published(self._bucket.uri(prefix), manifest_digest(records), size, text)
-
-
-def _printable_tokens() -> list[tuple[int, str]]:
-    """Return tokens that are told apart by their text, in an order that is always the same."""
-    tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
-    texts = {number: tokenizer.decode([number]) for number in range(3, tokenizer.get_vocab_size())}
-    counts = Counter(texts.values())
-    return [
-        (number, text)
-        for number, text in texts.items()
-        if counts[text] == 1 and re.fullmatch(r" ?[A-Za-z]{2,}", text)
-    ]
 
 
 def apply_to_token(stage: Stage, client: Client, name: str, published: Published) -> float:
@@ -184,32 +136,13 @@ def staged(cluster: Cluster, model: MarkedModel) -> Iterator[Stage]:
     try:
         release.install()
         with tempfile.TemporaryDirectory() as folder:
-            model.save(Path(folder), TINY)
+            model.save(Path(folder))
             bucket.upload(Path(folder), "models/tiny")
         yield Stage(release, cluster.kubectl.within(served), bucket)
     finally:
         release.uninstall()
         cluster.kubectl.run("delete", "namespace", served, installed, "--wait=false")
         bucket.delete()
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that this share of the values does not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
-
-
-def show(what: str, seconds: Sequence[float]) -> dict[str, Any]:
-    """Print and return the figures of one series."""
-    figures = {
-        "count": len(seconds),
-        "p50": round(statistics.median(seconds), 3),
-        "p99": round(percentile(seconds, 0.99), 3),
-        "min": round(min(seconds), 3),
-        "max": round(max(seconds), 3),
-    }
-    print(f"{what}: {figures}", flush=True)
-    return figures
 
 
 def measure(stage: Stage, publisher: Publisher, num_adapters: int) -> None:

@@ -15,7 +15,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ class Server:
     url: str
     client: httpx.AsyncClient
     adapters_dir: Path
+    pid: int
 
     async def metrics(self) -> dict[str, float]:
         """Return all samples by name and labels."""
@@ -132,21 +134,31 @@ class Server:
         lines = (line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in lines}
 
-    async def load_adapters(self, folders: dict[str, Path]) -> None:
-        """Desire adapters and wait until each is among the models."""
-        entries = [_entry(name, folder) for name, folder in folders.items()]
+    async def desire(self, entries: Iterable[AdapterEntry]) -> None:
+        """Change the set of adapters, as the kubelet would show the change."""
         version = Path(tempfile.mkdtemp(prefix="..v", dir=self.adapters_dir))
         for shard in build_shards(entries):
             (version / shard_key(shard.index)).write_text(shard.to_json())
-            (self.adapters_dir / shard_key(shard.index)).symlink_to(
-                Path("..data") / shard_key(shard.index)
-            )
-        (self.adapters_dir / "..data").symlink_to(version.name)
-        served: set[str] = set()
-        while not folders.keys() <= served:
-            await asyncio.sleep(0.2)
+            link = self.adapters_dir / shard_key(shard.index)
+            if not link.is_symlink():
+                link.symlink_to(Path("..data") / link.name)
+        swap = self.adapters_dir / "..next"
+        swap.symlink_to(version.name)
+        swap.replace(self.adapters_dir / "..data")
+
+    async def serves_exactly(self, names: AbstractSet[str], pause_seconds: float = 0.2) -> None:
+        """Wait until these adapters, and no others, are among the models."""
+        served: set[str] | None = None
+        while served != names:
+            await asyncio.sleep(pause_seconds if served is not None else 0)
             models = (await self.client.get(f"{self.url}/v1/models")).json()
-            served = {model["id"] for model in models["data"]}
+            served = {model["id"] for model in models["data"] if model["parent"] is not None}
+            served = {name for name in served if "/" not in name}
+
+    async def load_adapters(self, folders: dict[str, Path]) -> None:
+        """Desire adapters and wait until each is among the models."""
+        await self.desire(entry(name, folder) for name, folder in folders.items())
+        await self.serves_exactly(folders.keys())
 
 
 @asynccontextmanager
@@ -179,7 +191,7 @@ async def serve(model_uri: str, engine: dict[str, Any], pages: int = 1) -> Async
     limits = httpx.Limits(max_connections=None)
     try:
         async with httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as client:  # noqa: S113 - as long as it takes
-            server = Server(f"http://127.0.0.1:{ports[0]}", client, paths.adapters_dir)
+            server = Server(f"http://127.0.0.1:{ports[0]}", client, paths.adapters_dir, process.pid)
             await _until_ready(server, process, log)
             yield server
     finally:
@@ -203,7 +215,8 @@ async def _until_ready(server: Server, process: asyncio.subprocess.Process, log:
         await asyncio.sleep(0.2)
 
 
-def _entry(name: str, folder: Path) -> AdapterEntry:
+def entry(name: str, folder: Path) -> AdapterEntry:
+    """Return the pinned entry of an adapter in a folder."""
     files = [
         FileRecord(file.name, file.stat().st_size, file_sha256(file) or "")
         for file in folder.iterdir()
