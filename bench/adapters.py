@@ -11,6 +11,8 @@ second with so many adapters, asked for by Zipf's law, on so many places of the 
 random 0.25B Llama in bfloat16 and rank-16 adapters of all linear layers, 9.3 MB each. `apply`: in
 local mode, from a changed manifest to the first token that only the new weights give. `memory`:
 what load and unload leave behind in the processes of a pod.
+
+Shape legend: R rank, I/O features in/out.
 """
 
 from __future__ import annotations
