@@ -39,7 +39,7 @@ def test_a_pod_without_a_gpu_waits_and_says_why_while_the_other_serves(stage: St
     ready = "--for=jsonpath={.status.readyReplicas}=2"
     stage.kubectl.run("wait", "gis/base", ready, "--timeout=120s", seconds=130)
     wait_until(lambda: _scheduled(stage)[0] == "True", "the condition to clear", seconds=30)
-    assert first not in stage.pods()
+    wait_until(lambda: first not in stage.pods(), "the pod without GPUs to end", seconds=60)
     assert client.ask("base").is_ok
 
 
