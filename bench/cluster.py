@@ -54,7 +54,7 @@ spec:
     credentialsSecretRef:
       name: object-store
 """)
-WRITES = frozenset({"apply", "create", "delete", "nudge", "patch"})
+WRITES = frozenset({"apply", "create", "delete", "event", "nudge", "patch", "status"})
 
 
 def apply_to_token(stage: Stage, client: Client, name: str, published: Published) -> float:

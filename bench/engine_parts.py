@@ -188,7 +188,8 @@ async def serve(model_uri: str, engine: dict[str, Any], pages: int = 1) -> Async
     log = root / "log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=output)
-    limits = httpx.Limits(max_connections=None)
+    # A kept connection may be closed by the server just when a request is sent on it.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     try:
         async with httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as client:  # noqa: S113 - as long as it takes
             server = Server(f"http://127.0.0.1:{ports[0]}", client, paths.adapters_dir, process.pid)

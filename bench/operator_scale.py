@@ -1,6 +1,6 @@
 """Measure the operator at scale: many adapters, tenants and pods, over a real API server.
 
-    python -m bench.operator [--adapters 1000] [--tenants 20] [--pods 100]
+    python -m bench.operator_scale [--adapters 1000] [--tenants 20] [--pods 100]
 
 The API server, its controllers and the operator are real, the operator with the rights that the
 chart gives it. The pods are fake runtimes on loopback addresses, all in one process, which speak
