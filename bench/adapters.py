@@ -56,6 +56,8 @@ from graft_runtime.models.arch import load_arch
 RANK = 16
 PROMPT, NEW = 128, 128
 NUM_STREAMS = 8
+STALL_TOKENS, SETTLED_TOKENS = 2500, 8
+"""How long the streams could be, and how many tokens each has before anything is measured."""
 ZIPF_REQUESTS, ZIPF_RUNNING, ZIPF_EXPONENT = 96, 32, 1.0
 BATCH = 50
 """Adapters that are loaded and unloaded together in a cycle of `memory`."""
@@ -138,15 +140,15 @@ async def stall(arguments: argparse.Namespace, folder: Path) -> None:
     """Print the gaps between tokens with and without loads."""
     model = make_checkpoint(folder / "model", LLAMA)
     chance = random.Random(0)
-    engine = {"maxRunning": 16, "maxBatchTokens": 512, "blockSize": 32, "kvBytes": 2**28}
+    engine = {"maxRunning": 16, "maxBatchTokens": 512, "blockSize": 32, "kvBytes": 2**29}
     async with serve(model, engine | {"threads": arguments.threads}, pages=8) as server:
         differences: list[float] = []
         without: list[float] = []
         for pair in range(arguments.pairs):
             first = pair * arguments.loads
             adapters = make_adapters(folder / "a", folder / "model", arguments.loads, first)
-            with_loads = await _gaps(server, chance, adapters)
-            without = await _gaps(server, chance, {})
+            with_loads, seconds = await _gaps(server, chance, adapters)
+            without, _ = await _gaps(server, chance, {}, seconds)
             differences.append(percentile(with_loads, 0.99) - percentile(without, 0.99))
             for what, gaps in (("loads", with_loads), ("none", without)):
                 show(f"pair {pair}, {what}: seconds between tokens", gaps)
@@ -160,19 +162,33 @@ async def stall(arguments: argparse.Namespace, folder: Path) -> None:
         )
 
 
-async def _gaps(server: Server, chance: random.Random, adapters: dict[str, Path]) -> list[float]:
-    """Keep streams going while adapters load one after another, or for a while without."""
+async def _gaps(
+    server: Server, chance: random.Random, adapters: dict[str, Path], seconds: float = 0.0
+) -> tuple[list[float], float]:
+    """Keep streams going while adapters load one after another, or for so many seconds.
+
+    Returns:
+        The gaps between tokens while all streams were decoding, and how many seconds it took.
+    """
     gaps: list[float] = []
-    loading = asyncio.create_task(_load_one_by_one(server, chance, adapters))
-
-    async def user() -> None:
-        while True:
-            await stream(server, {"prompt": prompt(chance), "max_tokens": NEW}, gaps)
-            if loading.done():
-                return
-
-    await asyncio.gather(*(user() for _ in range(NUM_STREAMS)), loading)
-    return gaps
+    body = {"max_tokens": STALL_TOKENS}
+    users = [
+        asyncio.create_task(stream(server, body | {"prompt": prompt(chance)}, gaps))
+        for _ in range(NUM_STREAMS)
+    ]
+    while len(gaps) < SETTLED_TOKENS * NUM_STREAMS:  # noqa: ASYNC110 - streams tell nobody
+        await asyncio.sleep(0.05)
+    gaps.clear()
+    began = time.perf_counter()
+    if adapters:
+        await _load_one_by_one(server, chance, adapters)
+    else:
+        await asyncio.sleep(seconds)
+    found, seconds = list(gaps), time.perf_counter() - began
+    for user in users:
+        user.cancel()
+    await asyncio.gather(*users, return_exceptions=True)
+    return found, seconds
 
 
 async def _load_one_by_one(
