@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import secrets
 import tempfile
 import time
@@ -24,6 +23,7 @@ from string import Template
 
 import httpx
 
+from bench.api_calls import api_calls, is_write
 from bench.figures import show
 from bench.marked_adapters import PROMPT_IDS, MarkedModel, Published, Publisher
 from e2e.buckets import open_bucket
@@ -54,7 +54,6 @@ spec:
     credentialsSecretRef:
       name: object-store
 """)
-WRITES = frozenset({"apply", "create", "delete", "event", "nudge", "patch", "status"})
 
 
 def apply_to_token(stage: Stage, client: Client, name: str, published: Published) -> float:
@@ -85,14 +84,7 @@ class Calls:
         return self._read() - self._before
 
     def _read(self) -> Counter[str]:
-        found: Counter[str] = Counter()
-        text = self._kubectl.run("get", "--raw", self._path)
-        for labels, value in re.findall(
-            r"^graft_operator_api_calls_total{(.*)} (\S+)$", text, re.MULTILINE
-        ):
-            fields = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            found[f"{fields['verb']} {fields['kind']}"] += int(float(value))
-        return found
+        return api_calls(self._kubectl.run("get", "--raw", self._path))
 
 
 def memory(stage: Stage) -> dict[str, float]:
@@ -168,7 +160,7 @@ def measure(stage: Stage, publisher: Publisher, num_adapters: int) -> None:
     for kind, selected in (("new", calls[::2]), ("changed", calls[1::2])):
         total = sum(selected, Counter())
         each = {call: round(count / len(selected), 2) for call, count in sorted(total.items())}
-        written = {call: n for call, n in each.items() if call.split()[0] in WRITES}
+        written = {call: n for call, n in each.items() if is_write(call)}
         print(f"API writes per {kind} adapter: {written}; all calls: {each}", flush=True)
     print(f"MiB with {num_adapters} adapters: {memory(stage)}", flush=True)
     show("seconds from a killed container to Ready", [restart(stage, client) for _ in range(3)])

@@ -24,13 +24,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from bench.api_calls import api_calls, is_write
 from e2e.cluster import clusters
 from e2e.cluster.clusters import Cluster
 from e2e.cluster.processes import wait_until
@@ -44,7 +45,6 @@ from tests.support.loopback_node import loopback_node
 
 ACCOUNT = "graft"
 COMMAND = "from graft_operator.cli import main; main(prog_name='graft')"
-WRITES = frozenset({"apply", "create", "delete", "event", "nudge", "patch", "status"})
 IDLE_SECONDS = 60.0
 STORM_SECONDS = 900.0
 QUIET_SECONDS = 5.0
@@ -74,7 +74,6 @@ class Operator:
 
     def __init__(self, kubeconfig: Path, names: Names, log: Path) -> None:
         self._port = free_port()
-        self._began = time.monotonic()
         command = [sys.executable, "-c", COMMAND, "operator"]
         command += ["--health-port", str(self._port), "--namespace", names.served]
         for tenant in names.tenants:
@@ -87,12 +86,7 @@ class Operator:
 
     def calls(self) -> Counter[str]:
         """Return its requests to the API so far, by verb and kind."""
-        found: Counter[str] = Counter()
-        pattern = r"^graft_operator_api_calls_total{(.*)} (\S+)$"
-        for labels, value in re.findall(pattern, self._metrics(), re.MULTILINE):
-            fields = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            found[f"{fields['verb']} {fields['kind']}"] += int(float(value))
-        return found
+        return api_calls(self._metrics())
 
     def rss_mib(self) -> float:
         """Return its resident memory."""
@@ -114,7 +108,7 @@ class Operator:
         figures = [float(found[1]) if found else -1.0 for found in (depth, behind)]
         return figures == [0.0, 0.0] and pods is not None and float(pods[1]) > 0
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End it."""
         self._process.terminate()
         self._process.wait(60)
@@ -216,15 +210,15 @@ def measure(cluster: Cluster, names: Names, size: Size, folder: Path) -> None:
     kubectl, log = cluster.kubectl, folder / "operator.log"
     print(f"{size}", flush=True)
     with node(admin):
-        operator = Operator(kubeconfig, names, log)
-        _start_pods(kubectl.within(names.served), size)
-        _rest(operator)
-        _storm(kubectl, operator, names, size)
-        _idle(operator)
-        _change(kubectl, operator, names)
-        print(f"memory: {operator.rss_mib()} MiB", flush=True)
-        operator.stop()
-        _restart(Operator(kubeconfig, names, log))
+        with closing(Operator(kubeconfig, names, log)) as operator:
+            _start_pods(kubectl.within(names.served), size)
+            _rest(operator)
+            _storm(kubectl, operator, names, size)
+            _idle(operator)
+            _change(kubectl, operator, names)
+            print(f"memory: {operator.rss_mib()} MiB", flush=True)
+        with closing(Operator(kubeconfig, names, log)) as operator:
+            _restart(operator)
 
 
 def _start_pods(kubectl: Kubectl, size: Size) -> None:
@@ -276,7 +270,6 @@ def _restart(operator: Operator) -> None:
     time.sleep(QUIET_SECONDS)
     _show("restart, calls", operator.calls())
     print(f"memory after the restart: {operator.rss_mib()} MiB", flush=True)
-    operator.stop()
 
 
 def _rest(operator: Operator) -> None:
@@ -288,7 +281,7 @@ def _idle(operator: Operator) -> None:
     before, cpu, began = operator.calls(), operator.cpu_seconds(), time.monotonic()
     time.sleep(IDLE_SECONDS)
     seconds = time.monotonic() - began
-    written = sum(n for call, n in (operator.calls() - before).items() if _is_write(call))
+    written = sum(n for call, n in (operator.calls() - before).items() if is_write(call))
     share = (operator.cpu_seconds() - cpu) / seconds
     print(
         f"idle: {written / seconds:.3f} writes/s, {100 * share:.1f} % of a core,"
@@ -297,13 +290,9 @@ def _idle(operator: Operator) -> None:
     )
 
 
-def _is_write(call: str) -> bool:
-    return call.split(maxsplit=1)[0] in WRITES
-
-
 def _show(what: str, calls: Counter[str], share: int = 1) -> None:
     shown = {call: round(count / share, 3) for call, count in sorted(calls.items())}
-    written = round(sum(n for call, n in calls.items() if _is_write(call)) / share, 3)
+    written = round(sum(n for call, n in calls.items() if is_write(call)) / share, 3)
     print(f"{what}: {written} writes; {shown}", flush=True)
 
 
