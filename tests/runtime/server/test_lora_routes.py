@@ -3,55 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
 
 from graft_protocol.config import ServerSettings
-from graft_runtime.errors import AdapterLoadError, InvalidRequestError, RequestError
+from graft_runtime.errors import AdapterLoadError, InvalidRequestError
 from graft_runtime.metrics import Metrics
 from graft_runtime.server.adapter_port import Blend, source_uri
 from graft_runtime.server.app import create_app
 from tests.support.fake_backend import ADAPTER, FakeBackend
-
-
-@dataclass
-class Recorder:
-    """Loads nothing; every name it gives is the fake backend's adapter."""
-
-    asked: list[Any] = field(default_factory=list)
-    refusal: RequestError | None = None
-
-    async def load(self, name: str, uri: str, *, in_place: bool) -> None:
-        self._note(("load", name, uri, in_place))
-
-    async def unload(self, name: str) -> None:
-        self._note(("unload", name))
-
-    async def demand(self, uri: str) -> str:
-        self._note(("demand", uri))
-        return ADAPTER
-
-    async def blend(self, blend: Blend) -> str:
-        self._note(blend)
-        return ADAPTER
-
-    def _note(self, what: Any) -> None:
-        self.asked.append(what)
-        if self.refusal is not None:
-            raise self.refusal
+from tests.support.recording_port import RecordingPort
 
 
 @pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
+def recorder() -> RecordingPort:
+    return RecordingPort()
 
 
 @pytest.fixture
 async def client(
-    backend: FakeBackend, metrics: Metrics, recorder: Recorder
+    backend: FakeBackend, metrics: Metrics, recorder: RecordingPort
 ) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(backend, ServerSettings(), metrics=metrics, adapters=recorder)
     transport = httpx.ASGITransport(app)
@@ -64,7 +37,7 @@ async def generate(client: httpx.AsyncClient, **parameters: Any) -> httpx.Respon
 
 
 async def test_load_and_unload_speak_as_vllm_does(
-    client: httpx.AsyncClient, recorder: Recorder
+    client: httpx.AsyncClient, recorder: RecordingPort
 ) -> None:
     body = {"lora_name": "x", "lora_path": "s3://b/x", "load_inplace": True}
     answer = await client.post("/v1/load_lora_adapter", json=body)
@@ -83,7 +56,7 @@ async def test_a_load_needs_name_and_path(client: httpx.AsyncClient, body: dict[
 
 
 async def test_a_request_names_its_source_as_for_lorax(
-    client: httpx.AsyncClient, backend: FakeBackend, recorder: Recorder
+    client: httpx.AsyncClient, backend: FakeBackend, recorder: RecordingPort
 ) -> None:
     assert (await generate(client, adapter_id="a/b", adapter_source="hub")).status_code == 200
     assert recorder.asked == [("demand", "hf://a/b")]
@@ -94,7 +67,7 @@ async def test_a_request_names_its_source_as_for_lorax(
 
 
 async def test_a_load_that_fails_is_lorax_424_for_the_request(
-    client: httpx.AsyncClient, recorder: Recorder
+    client: httpx.AsyncClient, recorder: RecordingPort
 ) -> None:
     recorder.refusal = AdapterLoadError("ShapeMismatch: no")
     answer = await generate(client, adapter_id="a/b", adapter_source="hub")
@@ -104,7 +77,7 @@ async def test_a_load_that_fails_is_lorax_424_for_the_request(
 
 
 async def test_merged_adapters_are_added_up_with_their_weights(
-    client: httpx.AsyncClient, recorder: Recorder
+    client: httpx.AsyncClient, recorder: RecordingPort
 ) -> None:
     await generate(client, merged_adapters={"ids": ["a", "b"], "weights": [0.25, 1]})
     await generate(client, merged_adapters={"ids": ["a", "b"]})
@@ -122,7 +95,7 @@ async def test_merged_adapters_are_added_up_with_their_weights(
     ],
 )
 async def test_a_merge_that_is_not_linear_or_whole_is_refused_by_name(
-    client: httpx.AsyncClient, recorder: Recorder, fields: dict[str, Any]
+    client: httpx.AsyncClient, recorder: RecordingPort, fields: dict[str, Any]
 ) -> None:
     answer = await generate(client, merged_adapters=fields)
     assert answer.status_code == 422

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -10,51 +9,26 @@ import httpx
 import pytest
 
 from graft_protocol.config import ServerSettings
-from graft_runtime.errors import ModelNotFoundError, RequestError
+from graft_runtime.errors import ModelNotFoundError
 from graft_runtime.metrics import Metrics
-from graft_runtime.server.adapter_port import Blend
 from graft_runtime.server.app import create_app
 from graft_runtime.server.kserve import inference_pb2 as pb
 from graft_runtime.server.kserve.grpc_listener import GrpcListener
 from graft_runtime.server.kserve.grpc_service import SERVICE
 from tests.support.fake_backend import ADAPTER, FakeBackend
+from tests.support.recording_port import RecordingPort
 
 URI = "s3://bucket/x"
 NESTED = {"parameters": {"lora_path": {"string_value": URI}}}
 
 
-@dataclass
-class Recorder:
-    """Loads nothing."""
-
-    asked: list[Any] = field(default_factory=list)
-    refusal: RequestError | None = None
-
-    async def load(self, name: str, uri: str, *, in_place: bool) -> None:
-        self._note(("load", name, uri, in_place))
-
-    async def unload(self, name: str) -> None:
-        self._note(("unload", name))
-
-    async def demand(self, uri: str) -> str:
-        raise NotImplementedError
-
-    async def blend(self, blend: Blend) -> str:
-        raise NotImplementedError
-
-    def _note(self, what: Any) -> None:
-        self.asked.append(what)
-        if self.refusal is not None:
-            raise self.refusal
+@pytest.fixture
+def recorder() -> RecordingPort:
+    return RecordingPort()
 
 
 @pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-@pytest.fixture
-def app(backend: FakeBackend, metrics: Metrics, recorder: Recorder) -> Any:
+def app(backend: FakeBackend, metrics: Metrics, recorder: RecordingPort) -> Any:
     return create_app(backend, ServerSettings(), metrics=metrics, adapters=recorder)
 
 
@@ -79,7 +53,7 @@ async def load(client: httpx.AsyncClient, name: str, **parameters: Any) -> httpx
     ],
 )
 async def test_the_path_may_stand_wherever_a_client_can_write_it(
-    client: httpx.AsyncClient, recorder: Recorder, parameters: dict[str, Any]
+    client: httpx.AsyncClient, recorder: RecordingPort, parameters: dict[str, Any]
 ) -> None:
     answer = await load(client, "x", **parameters)
     assert (answer.status_code, answer.content) == (200, b"")
@@ -87,7 +61,7 @@ async def test_the_path_may_stand_wherever_a_client_can_write_it(
 
 
 async def test_what_serves_already_needs_no_path(
-    client: httpx.AsyncClient, recorder: Recorder
+    client: httpx.AsyncClient, recorder: RecordingPort
 ) -> None:
     assert (await client.post(f"/v2/repository/models/{ADAPTER}/load")).status_code == 200
     assert (await load(client, "nobody")).status_code == 404
@@ -95,7 +69,7 @@ async def test_what_serves_already_needs_no_path(
 
 
 async def test_unloading_answers_as_the_port_does(
-    client: httpx.AsyncClient, recorder: Recorder
+    client: httpx.AsyncClient, recorder: RecordingPort
 ) -> None:
     assert (await client.post("/v2/repository/models/x/unload")).status_code == 200
     recorder.refusal = ModelNotFoundError("none of that name")
@@ -116,14 +90,14 @@ async def test_unloading_answers_as_the_port_does(
     ],
 )
 async def test_what_names_no_path_is_refused(
-    client: httpx.AsyncClient, recorder: Recorder, parameters: dict[str, Any]
+    client: httpx.AsyncClient, recorder: RecordingPort, parameters: dict[str, Any]
 ) -> None:
     answer = await load(client, "x", **parameters)
     assert answer.status_code == 400
     assert not recorder.asked
 
 
-async def test_the_rpcs_do_the_same(app: Any, recorder: Recorder) -> None:
+async def test_the_rpcs_do_the_same(app: Any, recorder: RecordingPort) -> None:
     listener = GrpcListener(app.state.frontend, host="127.0.0.1", port=0, grace_seconds=0)
     port = await listener.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
