@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from graft_operator.constants import FAILURES_MAX, MESSAGE_MAX
 from graft_operator.plan.accept import Verdict
-from graft_operator.plan.rollout import Versions
+from graft_operator.plan.rollout import Versions, wanted_revision
 from graft_operator.plan.views import PodView, taking_requests
 from graft_operator.resources.meta import Condition, Status
 from graft_operator.resources.status import AdapterStatus, Failure, RevisionStatus
@@ -18,6 +18,7 @@ from graft_operator.resources.v1alpha1 import LoraAdapter
 from graft_protocol.desired import shard_index
 from graft_protocol.reasons import AdapterState, Reason
 
+_NO_ROOM = (Reason.QUOTA_EXCEEDED, Reason.RANK_TOO_LARGE)
 _IN_ORDER = (AdapterState.PENDING, AdapterState.DOWNLOADING, AdapterState.LOADING)
 
 
@@ -38,7 +39,7 @@ def adapter_status(
         shard_hash: The shard that holds its entries, as it should be.
     """
     if verdict.names is None:
-        return _idle(adapter, versions, refusal(verdict))
+        return _idle(adapter, _after_refusal(adapter, verdict, versions), refusal(verdict))
     if adapter.spec.suspend:
         return _idle(adapter, versions, _suspension(verdict, versions))
     serving = taking_requests(pods)
@@ -105,6 +106,16 @@ def _idle(
         candidate_revision=_at_rest(versions.candidate),
         rejected_revision=adapter.status.rejected_revision,
     )
+
+
+def _after_refusal(adapter: LoraAdapter, verdict: Verdict, versions: Versions) -> Versions:
+    """Have a version for which there is no room wait for some, not stand by for the next one."""
+    current = versions.current
+    if verdict.reason not in _NO_ROOM or current is None:
+        return versions
+    if current.source_hash != wanted_revision(adapter).source_hash:
+        return versions
+    return Versions(None, current)
 
 
 def _at_rest(revision: RevisionStatus | None) -> RevisionStatus | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from graft_operator.plan.rollout import wanted_revision
+from graft_operator.resources.meta import condition_of
+from graft_operator.resources.status import RevisionStatus
 from graft_operator.resources.tenancy import TenantSpec
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.desired import TenantLimits
@@ -66,12 +69,25 @@ class QuotaBook:
 
 def num_bytes(adapter: LoraAdapter) -> int:
     """Return the size of an adapter's larger version as far as it is known."""
-    known = (adapter.status.current_revision, adapter.status.candidate_revision)
-    return max((revision.bytes or 0 for revision in known if revision is not None), default=0)
+    return max((revision.bytes or 0 for revision in _versions(adapter)), default=0)
 
 
 def _rank(adapter: LoraAdapter) -> int | None:
-    status = adapter.status
-    wanted = status.candidate_revision or status.current_revision
     declared = adapter.spec.declared.rank if adapter.spec.declared else None
-    return declared if declared is not None else wanted.rank if wanted is not None else None
+    found = [revision.rank for revision in _versions(adapter)]
+    return declared if declared is not None else next(iter(found), None)
+
+
+def _versions(adapter: LoraAdapter) -> list[RevisionStatus]:
+    """Return the known versions that take room, the newest first.
+
+    Of an adapter that was refused that is the one its spec asks for now, and no other: a smaller
+    source has to help, and the larger one that was tried before it takes no room any more.
+    """
+    status = adapter.status
+    known = [one for one in (status.candidate_revision, status.current_revision) if one is not None]
+    accepted = condition_of(status.conditions, "Accepted")
+    if accepted is None or accepted.status != "False":
+        return known
+    wanted = wanted_revision(adapter).source_hash
+    return [revision for revision in known if revision.source_hash == wanted]

@@ -4,11 +4,15 @@ from typing import Any
 
 import pytest
 
-from graft_operator.plan.accept import AcceptContext, Verdict, accept_adapters
+from graft_operator.plan.accept import AcceptContext, Names, Verdict, accept_adapters
+from graft_operator.plan.conditions import adapter_status, stamped
+from graft_operator.plan.desired import adapter_entries
 from graft_operator.plan.quota import tenant_limits, tenant_spec
+from graft_operator.plan.rollout import Versions, wanted_revision
+from graft_operator.resources.status import AdapterStatus
 from graft_operator.resources.v1alpha1 import LoraAdapter
 from graft_protocol.desired import TenantLimits
-from tests.support.objects import DIGEST_1, make_adapter, make_service
+from tests.support.objects import DIGEST_1, DIGEST_2, NOW, make_adapter, make_service
 
 ALL = {"allowedNamespaces": {"from": "All"}}
 
@@ -84,6 +88,51 @@ def test_bytes_count_as_soon_as_they_are_known() -> None:
         "c": "Accepted",
     }
     assert "110 of 100 bytes" in found["b"].message
+
+
+def served(adapter: LoraAdapter, **facts: Any) -> LoraAdapter:
+    """Return it as a pod has found it."""
+    current = wanted_revision(adapter).model_copy(update=facts)
+    return adapter.model_copy(update={"status": AdapterStatus(current_revision=current)})
+
+
+def status_after(adapter: LoraAdapter, verdict: Verdict) -> dict[str, Any]:
+    """Return the status that a verdict leaves, as it is stored."""
+    versions = Versions(adapter.status.current_revision, None)
+    status = adapter_status(adapter, verdict, versions, (), "")
+    conditions = stamped(status.conditions, (), 1, NOW)
+    stored = status.model_copy(update={"conditions": conditions})
+    return stored.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+@pytest.mark.parametrize(
+    ("tenants", "facts", "reason"),
+    [
+        ([{"maxBytes": 100}], {"bytes": 200}, "QuotaExceeded"),
+        ([{"maxRank": 16}], {"rank": 32}, "RankTooLarge"),
+    ],
+)
+def test_who_was_too_large_comes_in_with_another_source_or_a_larger_quota(
+    tenants: list[Any], facts: dict[str, Any], reason: str
+) -> None:
+    large = served(make_adapter("a", "team-a"), **facts)
+    refused = verdicts(tenants, large)["a"]
+    assert refused.reason == reason
+    status = status_after(large, refused)
+
+    assert reasons(tenants, make_adapter("a", "team-a", status=status)) == {"a": reason}
+    assert reasons([], make_adapter("a", "team-a", status=status)) == {"a": "Accepted"}
+    other = make_adapter("a", "team-a", uri="s3://adapters/small", digest=DIGEST_2, status=status)
+    assert reasons(tenants, other) == {"a": "Accepted"}
+    # The one that was too large does not stand by for its successor.
+    (entry,) = adapter_entries(other, Names("team-a/a"), ())
+    assert entry.uri == "s3://adapters/small"
+
+
+def test_a_version_that_serves_takes_room_until_its_successor_does() -> None:
+    status = adapter("a", 1, size=200).status.model_dump(mode="json", by_alias=True)
+    other = make_adapter("a", "team-a", uri="s3://adapters/small", digest=DIGEST_2, status=status)
+    assert reasons([{"maxBytes": 100}], other) == {"a": "QuotaExceeded"}
 
 
 @pytest.mark.parametrize(
