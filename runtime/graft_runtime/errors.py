@@ -17,6 +17,7 @@ GraftRuntimeError
     |-- HeadersTooLargeError       431: more headers than allowed
     |-- MediaTypeError             415: not uncompressed JSON
     |-- SlowBodyError              408: the body did not arrive in time
+    |-- SlowReaderError            408: the client does not read its answer
     |-- NoSuchRouteError           404: no such path
     |-- WrongMethodError           405: the path answers another method
     |-- UnauthorizedError          401: no or a wrong token
@@ -141,6 +142,13 @@ class MediaTypeError(RequestError):
 
     code = "unsupported_media_type"
     status = 415
+
+
+class SlowReaderError(RequestError):
+    """The client does not read its answer. It is seldom told: there is no way to."""
+
+    status = 408
+    code = "answer_not_read"
 
 
 class SlowBodyError(RequestError):

@@ -26,7 +26,7 @@ from graft_runtime.metrics.statistics import Statistics
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 FinishedReason = Literal["stop", "length", "abort", "error"]
-AbortReason = Literal["client_disconnect", "deadline", "shutdown", "engine"]
+AbortReason = Literal["client_disconnect", "slow_reader", "deadline", "shutdown", "engine"]
 
 
 class EngineCounters(Protocol):

@@ -118,6 +118,7 @@ def create_app(
         LimitsMiddleware,
         max_body_bytes=settings.max_body_bytes,
         metrics=metrics,
+        tracer=tracer,
         body_timeout_seconds=body_timeout_seconds,
     )
     _serve_description(app)

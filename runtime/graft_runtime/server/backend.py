@@ -41,6 +41,14 @@ class Terms:
     """It ends with an error when it has taken longer, in whatever phase it is; None leaves that to
     the server."""
 
+    def over(self, others: Terms) -> Terms:
+        """Return these terms, and where they say nothing those of others."""
+        return Terms(
+            self.priority or others.priority,
+            self.cache_salt or others.cache_salt,
+            self.timeout_seconds or others.timeout_seconds,
+        )
+
 
 DEFAULT_TERMS: Final = Terms()
 

@@ -19,12 +19,13 @@ from graft_protocol.config import ServerSettings
 from graft_runtime.metrics import AbortReason, Metrics
 from graft_runtime.sampling.plugins import Plugins
 from graft_runtime.server.adapter_port import RuntimeAdapters
-from graft_runtime.server.backend import Backend
+from graft_runtime.server.backend import DEFAULT_TERMS, Backend, Terms
 from graft_runtime.server.grammars import GrammarChecker
 from graft_runtime.server.tracing import NoTracer, Tracer
 from graft_runtime.text.model_text import ModelTextLoader
 
-_SAFE_ID: Final = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
+SAFE_ID: Final = r"[A-Za-z0-9._:+/=-]{1,128}"
+"""Ids of requests that may stand in headers and logs."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Frontend:
     """None unless the service allows loading by API."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Exchange:
     """One HTTP request and its answer."""
 
@@ -59,6 +60,10 @@ class Exchange:
     """Fields of the body that nobody here knows."""
     route_key: str | None = None
     """What the client wants its requests to be routed alike by."""
+    terms: Terms = DEFAULT_TERMS
+    """What its headers say of its order and its cache; what a body says comes before that."""
+    is_named: bool = False
+    """Whether its headers brought the id."""
     num_body_bytes: int = 0
     abort_reason: AbortReason = "client_disconnect"
     """Why its generation was closed early, if it was."""
@@ -73,6 +78,11 @@ class Exchange:
         """Return the seconds since arrival."""
         return time.perf_counter() - self.arrived
 
+    def name(self, request_id: str | None) -> None:
+        """Take the id that a body brings, unless the headers brought one."""
+        if request_id is not None and not self.is_named:
+            self.request_id, self.is_named = request_id, True
+
     def headers(self) -> dict[str, str]:
         """Return the headers that every good answer to a generation request carries."""
         if not self.ignored_fields:
@@ -82,7 +92,7 @@ class Exchange:
 
 def safe_request_id(given: str) -> str:
     """Return the client's id for a request if it is harmless, else a new one."""
-    return given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if re.fullmatch(SAFE_ID, given) else uuid.uuid4().hex
 
 
 def frontend_of(request: Request) -> Frontend:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -16,6 +16,9 @@ from graft_runtime.errors import DeadlineError
 from graft_runtime.server.context import Exchange
 
 T = TypeVar("T")
+
+SLOW_READER_SECONDS: Final = 30.0
+"""How long a client may read nothing of a stream that waits for it, on every surface."""
 
 
 async def watch(

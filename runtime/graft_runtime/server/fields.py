@@ -31,6 +31,7 @@ MAX_LOGPROBS: Final = 20
 MAX_BIASES: Final = 300
 MAX_BAD_WORDS: Final = 64
 MAX_ALLOWED: Final = 16_384
+MAX_SALT_CHARS: Final = 256
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]

@@ -40,6 +40,8 @@ class Job:
     skip_specials: bool = True
     """Whether control tokens are left out of the text."""
     terms: Terms = DEFAULT_TERMS
+    stream_interval: int = 1
+    """Tokens that come in one piece, the first and the last piece excepted."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ class Piece:
     embedding: bytes | None = None
     """The prompt's hidden states, pooled, if asked for: float32, little-endian."""
 
+    def then(self, later: Piece) -> Piece:
+        """Return this piece and the one after it as one."""
+        return replace(
+            self, text=self.text + later.text, tokens=self.tokens + later.tokens, end=later.end
+        )
+
 
 async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGenerator[Piece, None]:
     """Run a job.
@@ -90,15 +98,17 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
     """
     record = Record(frontend, exchange, job)
     reader = _Reader(job)
-    terms = replace(job.terms, timeout_seconds=exchange.timeout_seconds)
+    terms = replace(job.terms.over(exchange.terms), timeout_seconds=exchange.timeout_seconds)
     chunks = frontend.backend.generate(job.id, job.token_ids, job.sampling, job.target, terms)
     with record:
         async with aclosing(chunks):
             is_first = True
+            held: Piece | None = None
             async for chunk in chunks:
                 piece = reader.read(chunk)
+                interval = job.stream_interval
                 if is_first:
-                    is_first = False
+                    is_first, interval = False, 1
                     record.queue_seconds = chunk.queue_seconds
                     record.num_cached = chunk.num_cached
                     piece = replace(
@@ -110,10 +120,15 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
                 record.tokens(len(piece.tokens))
                 if record.text is not None:
                     record.text.append(piece.text)
+                if held is not None:
+                    piece, held = held.then(piece), None
                 if piece.end is not None:
                     record.end = piece.end.reason
                     await chunks.aclose()
                     record.close()
+                elif len(piece.tokens) < interval:
+                    held = piece
+                    continue
                 yield piece
                 if piece.end is not None:
                     return

@@ -6,9 +6,7 @@ Plain ASGI, so that streams pass through unbuffered. It never looks into a body;
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
-from typing import Any, Final
+from typing import Final
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,32 +14,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from graft_runtime.errors import (
     BodyTooLargeError,
     HeadersTooLargeError,
-    InvalidRequestError,
     RequestError,
     SlowBodyError,
 )
 from graft_runtime.metrics import Metrics
 from graft_runtime.server.caller import set_caller
-from graft_runtime.server.context import Exchange, safe_request_id
+from graft_runtime.server.context import Exchange
 from graft_runtime.server.errors import (
     as_request_error,
     family_of,
-    tgi_cause,
     wire_error,
 )
-from graft_runtime.server.tracing import parent_of
-
-_logger = logging.getLogger(__name__)
+from graft_runtime.server.refusals import note_refusal
+from graft_runtime.server.request_headers import open_exchange, read_headers
+from graft_runtime.server.tracing import NoTracer, Tracer
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 """Names and values of all headers together."""
 MAX_HEADERS: Final = 100
 BODY_TIMEOUT_SECONDS: Final = 10.0
 """From the first read of a body to its end."""
-TIMEOUT_HEADER: Final = b"x-request-timeout"
-"""Seconds after which a client wants no answer any more."""
-MAX_LOGGED_PATH: Final = 200
-"""Characters of a refused request's path that the log shows."""
 
 
 class LimitsMiddleware:
@@ -53,6 +45,7 @@ class LimitsMiddleware:
         *,
         max_body_bytes: int,
         metrics: Metrics | None,
+        tracer: Tracer | None = None,
         body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
     ) -> None:
         """Wrap an application.
@@ -60,12 +53,14 @@ class LimitsMiddleware:
         Args:
             app: What to guard.
             max_body_bytes: Longest body that is read.
-            metrics: Where refusals are counted, if anywhere.
+            metrics: Where requests and refusals are counted, if anywhere.
+            tracer: What is told of refusals, if anything.
             body_timeout_seconds: How long a body may take to arrive.
         """
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
+        self._tracer = tracer or NoTracer()
         self._body_timeout_seconds = body_timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,13 +71,12 @@ class LimitsMiddleware:
             await self._app(scope, receive, send)
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        exchange = Exchange(_request_id(headers), scope["path"], route_key=_route_key(headers))
+        exchange = open_exchange(headers, scope["path"])
         scope.setdefault("state", {})["exchange"] = exchange
         answer = _Answer(send, exchange)
         try:
             self._check_headers(headers)
-            exchange.timeout_seconds = _timeout_seconds(headers)
-            exchange.trace_parent = parent_of(headers)
+            read_headers(exchange, headers)
             set_caller(headers)
             await self._app(scope, self._limited(receive), answer.send)
         except ClientDisconnect:
@@ -97,11 +91,14 @@ class LimitsMiddleware:
     ) -> None:
         exchange = answer.exchange
         refusal = as_request_error(error, exchange.request_id)
-        if self._metrics is not None:
-            self._metrics.rejected(refusal.code)
-            if scope["method"] == "POST" and not exchange.failure_counted:
-                self._metrics.tgi_failed(tgi_cause(refusal))
-        _logger.info("refused", extra=_facts(scope, exchange, refusal))
+        note_refusal(
+            self._metrics,
+            self._tracer,
+            exchange,
+            refusal,
+            {"method": scope["method"], "status": refusal.status},
+            asks_to_generate=scope["method"] == "POST",
+        )
         response = wire_error(exchange.family or family_of(scope["path"]), refusal).response()
         await response(scope, receive, answer.send)
 
@@ -157,43 +154,3 @@ class _Answer:
             own = (b"x-request-id", self.exchange.request_id.encode())
             message = {**message, "headers": [*message.get("headers", []), own]}
         await self._send(message)
-
-
-def _facts(scope: Scope, exchange: Exchange, refusal: RequestError) -> dict[str, Any]:
-    return {
-        "request_id": exchange.request_id,
-        "method": scope["method"],
-        "path": exchange.path[:MAX_LOGGED_PATH],
-        "status": refusal.status,
-        "code": refusal.code,
-    }
-
-
-def _route_key(headers: list[tuple[bytes, bytes]]) -> str | None:
-    given = next((value for name, value in headers if name == b"x-graft-route-key"), b"")
-    return given.decode("latin-1") or None
-
-
-def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
-    """Return the client's id if it is harmless, else a new one."""
-    given = next((value for name, value in headers if name == b"x-request-id"), b"")
-    return safe_request_id(given.decode("latin-1"))
-
-
-def _timeout_seconds(headers: list[tuple[bytes, bytes]]) -> float | None:
-    """Return how long the client gives its request.
-
-    Raises:
-        InvalidRequestError: It is no positive number of seconds.
-    """
-    given = next((value for name, value in headers if name == TIMEOUT_HEADER), None)
-    if given is None:
-        return None
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        message = f"`{TIMEOUT_HEADER.decode()}` must be a positive number of seconds"
-        raise InvalidRequestError(message, param=TIMEOUT_HEADER.decode())
-    return seconds

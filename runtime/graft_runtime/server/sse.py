@@ -6,6 +6,7 @@ Knows no surface: events arrive as bytes, and the surface says how its errors lo
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
@@ -15,10 +16,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from graft_runtime.errors import RequestError
+from graft_runtime.errors import RequestError, SlowReaderError
 from graft_runtime.server.context import Exchange
 from graft_runtime.server.errors import as_request_error
-from graft_runtime.server.exchange import stop, watch
+from graft_runtime.server.exchange import SLOW_READER_SECONDS, stop, watch
+
+_logger = logging.getLogger(__name__)
 
 DONE: Final = b"data: [DONE]\n\n"
 KEEP_ALIVE: Final = b":\n\n"
@@ -86,6 +89,12 @@ class SseResponse(Response):
             )
         except ClientDisconnect:
             return
+        except SlowReaderError:
+            _logger.info(
+                "closed a stream that was not read",
+                extra={"request_id": self._exchange.request_id},
+            )
+            return
         except Exception as error:
             if not wire.started:
                 raise
@@ -98,8 +107,16 @@ class SseResponse(Response):
     async def _produce(self, wire: _Wire) -> None:
         async with aclosing(self._events) as events:
             async for each in events:
-                await wire.write(each)
+                await self._write(wire, each)
         await wire.end(())
+
+    async def _write(self, wire: _Wire, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(SLOW_READER_SECONDS):
+                await wire.write(data)
+        except TimeoutError as error:
+            self._exchange.abort_reason = "slow_reader"
+            raise SlowReaderError("the client does not read its stream") from error
 
 
 class _Wire:

@@ -16,8 +16,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from graft_runtime.errors import ContextLengthError, InvalidRequestError, RequestError
-from graft_runtime.server.adapter_port import source_uri
+from graft_runtime.errors import ContextLengthError, RequestError
 from graft_runtime.server.body import read_object
 from graft_runtime.server.choices import fork, generate_groups
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
@@ -93,7 +92,9 @@ async def _prepare(
     returns_prompt_by_default: bool = False,
 ) -> Call:
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
-    name = await _adapter_name(frontend, parameters)
+    name = await parameters.chosen_name(
+        frontend, parameters.adapter_id, param="adapter_id", prefix="parameters."
+    )
     target = frontend.backend.resolve(name, exchange.route_key)
     text = await admit(frontend, len(fields.inputs))
     limit = frontend.backend.max_model_len
@@ -114,23 +115,6 @@ async def _prepare(
     returns_prompt = returns_prompt_by_default if wants_prompt is None else wants_prompt
     jobs = (first, *map(_reseeded, rest))
     return Call(fields.inputs, parameters, jobs, returns_prompt, exchange.elapsed())
-
-
-async def _adapter_name(frontend: Frontend, parameters: Parameters) -> str | None:
-    """Return the name of the adapter that is asked for, after loading or merging it if need be."""
-    name, merged = parameters.adapter_id, parameters.merged_adapters
-    if merged is None and parameters.adapter_source is None:
-        return name
-    if frontend.adapters is None:
-        param = "parameters.adapter_source" if merged is None else "parameters.merged_adapters"
-        message = f"`{param}` is not allowed by this service (`allowRuntimeLoading`)"
-        raise InvalidRequestError(message, param=param)
-    if merged is not None:
-        return await frontend.adapters.blend(merged.blend())
-    if not name:
-        message = "`parameters.adapter_source` needs `adapter_id`"
-        raise InvalidRequestError(message, param="parameters.adapter_source")
-    return await frontend.adapters.demand(source_uri(name, parameters.adapter_source))
 
 
 def _reseeded(job: Job) -> Job:

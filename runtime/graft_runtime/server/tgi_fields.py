@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import Field, field_validator, model_validator
 
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.ipc.messages import Sampling
-from graft_runtime.server.adapter_port import Blend
+from graft_runtime.server.adapter_choice import AdapterFields
 from graft_runtime.server.fields import (
     GREEDY_BELOW,
     MAX_CHOICES,
@@ -43,31 +43,7 @@ UNSUPPORTED_PARAMETERS: Final[Unsupported] = {
 _UNSUPPORTED: Final[Unsupported] = {"api_token": (), "suffix": ()}
 
 
-class MergedAdapters(Fields):
-    """LoRAX's `merged_adapters`, as far as it is honoured: the weighted sum of the updates."""
-
-    ids: list[ModelName] = Field(min_length=1, max_length=8)
-    weights: list[Finite] = Field(default=[])
-    merge_strategy: Literal["linear"] = "linear"
-    density: float | None = None
-    majority_sign_method: str | None = None
-
-    @model_validator(mode="after")
-    def _as_many_weights(self) -> MergedAdapters:
-        if self.weights and len(self.weights) != len(self.ids):
-            message = (
-                "`merged_adapters`: number of adapter IDs must match number of adapter weights"
-            )
-            raise InvalidRequestError(message, param="parameters.merged_adapters.weights")
-        return self
-
-    def blend(self) -> Blend:
-        """Return what is to be added up; without weights, their mean."""
-        weights = self.weights or [1 / len(self.ids)] * len(self.ids)
-        return Blend(tuple(self.ids), tuple(weights))
-
-
-class Parameters(Fields):
+class Parameters(AdapterFields):
     """What is honoured of ``parameters``."""
 
     max_new_tokens: PositiveInt | None = None
@@ -89,9 +65,6 @@ class Parameters(Fields):
     details: bool = False
     truncate: PositiveInt | None = None
     adapter_id: ModelName | None = None
-    adapter_source: str | None = None
-    """Of LoRAX; says that `adapter_id` is to be loaded from there."""
-    merged_adapters: MergedAdapters | None = None
     ignore_eos_token: bool = False
     watermark: WatermarkField = None
     grammar: dict[str, Any] | None = None

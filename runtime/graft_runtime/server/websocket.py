@@ -22,11 +22,12 @@ from graft_runtime.errors import InvalidRequestError, OverloadedError, RequestEr
 from graft_runtime.server.body import THREAD_BYTES, parse_object
 from graft_runtime.server.caller import set_caller
 from graft_runtime.server.context import Exchange, Frontend, safe_request_id
-from graft_runtime.server.errors import as_request_error, openai_error, tgi_cause
-from graft_runtime.server.exchange import stop, within
+from graft_runtime.server.errors import as_request_error, openai_error
+from graft_runtime.server.exchange import SLOW_READER_SECONDS, stop, within
 from graft_runtime.server.openai import chat, completions
+from graft_runtime.server.refusals import note_refusal
+from graft_runtime.server.request_headers import read_headers
 from graft_runtime.server.sse import DONE
-from graft_runtime.server.tracing import parent_of
 
 router = APIRouter()
 
@@ -35,8 +36,6 @@ MAX_REQUESTS: Final = 64
 """Generations of one connection at the same time."""
 MAX_OUTGOING: Final = 64
 """Messages of one connection that wait for the client."""
-SLOW_READER_SECONDS: Final = 30.0
-"""How long a client may read nothing while messages wait for it."""
 MAX_ID_CHARS: Final = 64
 CLOSE_SLOW: Final = 4008
 """Private use: the client did not read."""
@@ -84,7 +83,6 @@ class Connection:
         self._websocket = websocket
         self._id = id
         self._slow_reader_seconds = slow_reader_seconds
-        self._trace_parent = parent_of(websocket.headers.raw)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._works: dict[str, asyncio.Task[None]] = {}
         """What a client may cancel: each task's own work, so that the task can still tell of it."""
@@ -140,12 +138,7 @@ class Connection:
     def _start(self, id: str, message: Mapping[str, Any], num_bytes: int) -> None:
         if id in self._tasks:
             raise InvalidRequestError("`id` is that of a request which still runs", param="id")
-        exchange = Exchange(
-            self._request_id(id),
-            PATH,
-            num_body_bytes=num_bytes,
-            trace_parent=self._trace_parent | _trace_parent(message),
-        )
+        exchange = Exchange(self._request_id(id), PATH, num_body_bytes=num_bytes, is_named=True)
         work = asyncio.create_task(self._generate(id, exchange, message))
         task = asyncio.create_task(self._answer(id, exchange, work))
         self._works[id], self._tasks[id] = work, task
@@ -176,6 +169,8 @@ class Connection:
     async def _generate(self, id: str, exchange: Exchange, message: Mapping[str, Any]) -> None:
         if len(self._tasks) > MAX_REQUESTS:
             raise OverloadedError(f"one connection runs at most {MAX_REQUESTS} requests at a time")
+        read_headers(exchange, self._websocket.headers.raw)
+        exchange.trace_parent = {**exchange.trace_parent, **_trace_parent(message)}
         path, body = message.get("path"), message.get("body")
         opener = _OPENERS.get(path) if isinstance(path, str) else None
         if opener is None:
@@ -192,18 +187,8 @@ class Connection:
 
     def _refused(self, exchange: Exchange, error: Exception) -> RequestError:
         refusal = as_request_error(error, exchange.request_id)
-        self._frontend.metrics.rejected(refusal.code)
-        if not exchange.failure_counted:
-            self._frontend.metrics.tgi_failed(tgi_cause(refusal))
-        _logger.info(
-            "refused",
-            extra={
-                "request_id": exchange.request_id,
-                "path": exchange.path,
-                "status": refusal.status,
-                "code": refusal.code,
-            },
-        )
+        metrics, tracer = self._frontend.metrics, self._frontend.tracer
+        note_refusal(metrics, tracer, exchange, refusal, {"status": refusal.status})
         return refusal
 
     # Outgoing

@@ -192,6 +192,21 @@ async def test_a_client_that_does_not_read_ends_with_its_deadline(
     assert 'graft_aborted_total{reason="deadline"} 1.0' in metrics.expose().decode()
 
 
+async def test_a_client_that_does_not_read_at_all_is_given_up_early(
+    backend: FakeBackend, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "SLOW_READER_SECONDS", 0.2)
+    backend.script = [chunk(70)] * 200_000
+    async with serving(backend, metrics) as (port, _), asyncio.timeout(DEADLINE_SECONDS):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.sendall(raw_request("/generate_stream", {"inputs": "hello"}))
+            while not backend.submitted or backend.running:
+                backend.closed.clear()
+                await backend.closed.wait()
+    assert 'graft_aborted_total{reason="slow_reader"} 1.0' in metrics.expose().decode()
+
+
 async def test_running_requests_may_end_when_the_listener_stops(
     backend: FakeBackend, metrics: Metrics
 ) -> None:

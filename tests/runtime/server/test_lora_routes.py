@@ -114,3 +114,45 @@ def test_paths_become_uris() -> None:
     for path, source in (("x", "pbase"), ("gs://b/x", "s3")):
         with pytest.raises(InvalidRequestError):
             source_uri(path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "hello"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
+    ],
+)
+async def test_openai_routes_load_and_merge_as_lorax_does(
+    client: httpx.AsyncClient,
+    backend: FakeBackend,
+    recorder: RecordingPort,
+    path: str,
+    body: dict[str, Any],
+) -> None:
+    merged = {"ids": ["a", "b"], "weights": [0.25, 1]}
+    for more in ({"model": "a/b", "adapter_source": "hub"}, {"merged_adapters": merged}):
+        answer = await client.post(path, json=body | more)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model"] == ADAPTER
+    assert recorder.asked == [("demand", "hf://a/b"), Blend(("a", "b"), (0.25, 1.0))]
+    for refused in (
+        {"adapter_source": "hub"},
+        {"model": ADAPTER, "merged_adapters": merged},
+        {"merged_adapters": {"ids": ["a"], "merge_strategy": "ties"}},
+    ):
+        answer = await client.post(path, json=body | refused)
+        assert answer.status_code == 400
+        assert answer.json()["param"].startswith(min(refused))
+
+
+async def test_without_loading_by_api_openai_routes_refuse_it_by_name(
+    backend: FakeBackend, metrics: Metrics
+) -> None:
+    app = create_app(backend, ServerSettings(), metrics=metrics)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://graft") as client:
+        for field, value in (("adapter_source", "hub"), ("merged_adapters", {"ids": ["a"]})):
+            body = {"prompt": "hello", "model": "a/b", field: value}
+            answer = await client.post("/v1/completions", json=body)
+            assert (answer.status_code, answer.json()["param"]) == (400, field)

@@ -135,3 +135,21 @@ async def test_recommended_values_that_are_out_of_range_are_not_taken(tmp_path: 
     async with client_of(backend) as client:
         await ask(client, CHAT, messages=HELLO)
     assert backend.submitted[0].sampling.temperature == 1.0
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_tokens_of_a_stream_come_together_if_asked(
+    client: httpx.AsyncClient, backend: FakeBackend, tokenizer: Tokenizer, path: str
+) -> None:
+    ids = tokenizer.encode("one two three four five six seven", add_special_tokens=False)
+    backend.script = script_of(ids, "length")
+    prompt: dict[str, Any] = {"prompt": "hello"} if path == COMPLETIONS else {"messages": HELLO}
+    asked = {**prompt, "stream": True, "stream_interval": 3, "return_token_ids": True}
+    answer = await client.post(path, json=asked)
+    choices = [each["choices"][0] for each in events(answer.text)[:-1]]
+    sizes = [len(each["token_ids"]) for each in choices if each.get("token_ids")]
+    assert sizes[0] == 1
+    assert set(sizes[1:-1]) == {3}
+    assert sum(sizes) == len(ids)
+    refused = await client.post(path, json={**asked, "stream_interval": 0})
+    assert (refused.status_code, refused.json()["param"]) == (400, "stream_interval")

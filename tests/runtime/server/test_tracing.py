@@ -103,6 +103,20 @@ async def test_a_failure_is_an_error_of_its_span(
     assert span.status.message == "engine_failed"
 
 
+async def test_a_request_that_is_refused_is_a_span_without_a_generation(
+    collector: Collector, backend: FakeBackend, metrics: Metrics
+) -> None:
+    await complete(backend, metrics, model="nobody")
+    by_name = {span.name: span for span in collector.spans}
+    assert by_name.keys() == {"llm_request", "prepare"}
+    span = by_name["llm_request"]
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
+    assert span.status.code == Status.STATUS_CODE_ERROR
+    assert span.status.message == "model_not_found"
+    values = {each.key: each.value.string_value for each in span.attributes}
+    assert (values["gen_ai.request.id"], values["graft.path"]) == ("r-1", "/v1/completions")
+
+
 def test_without_an_endpoint_nothing_is_traced_or_even_imported() -> None:
     code = (
         "import sys; from graft_runtime.server.tracing import start_tracer, NoTracer;"

@@ -100,11 +100,14 @@ class MessagesFields(CountFields):
     top_p: TopP | None = None
     top_k: int | None = Field(default=None, ge=0, lt=2**31)
     metadata: dict[str, Any] | None = None
+    """Its ``user_id`` is what requests are routed alike by."""
 
     def to_chat(self) -> dict[str, Any]:
         """Return the same as a body of chat completions."""
+        user = (self.metadata or {}).get("user_id")
         return {
             **super().to_chat(),
+            "user": user,
             "max_tokens": self.max_tokens,
             "stop": self.stop_sequences,
             "temperature": self.temperature,

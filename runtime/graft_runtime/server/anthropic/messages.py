@@ -18,7 +18,11 @@ from graft_runtime.server.openai.chat import ChatRequest, encode_chat, prepare, 
 
 router = APIRouter()
 
-_NAMES: Final = {"reasoning_effort": "thinking", "stop": "stop_sequences"}
+_NAMES: Final = {
+    "reasoning_effort": "thinking",
+    "stop": "stop_sequences",
+    "user": "metadata.user_id",
+}
 """Fields of a chat that have other names here."""
 
 F = TypeVar("F", bound=CountFields)

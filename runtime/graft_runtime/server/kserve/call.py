@@ -38,8 +38,16 @@ class Call:
     num_top: int | None
 
 
-def resolve_model(frontend: Frontend, name: str, version: str = "") -> Target:
+def resolve_model(
+    frontend: Frontend, name: str, version: str = "", route_key: str | None = None
+) -> Target:
     """Return what a model's name means now.
+
+    Args:
+        frontend: Who knows the models.
+        name: The model's.
+        version: As the client wrote it.
+        route_key: Requests of one key get the same revision of an adapter.
 
     Raises:
         ModelNotFoundError: Nothing serves under this name, or not in this version.
@@ -49,7 +57,7 @@ def resolve_model(frontend: Frontend, name: str, version: str = "") -> Target:
     if version not in ("", VERSION) or len(name) > MAX_NAME_CHARS:
         raise ModelNotFoundError(message, param="model")
     try:
-        return frontend.backend.resolve(name)
+        return frontend.backend.resolve(name, route_key)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(message, param="model") from error
 
@@ -62,12 +70,13 @@ async def prepare(
     Raises:
         RequestError: It is refused; which one says why.
     """
-    target = resolve_model(frontend, model_name, version)
     fields, ignored = await off_loop(
         exchange, parse_fields, TritonFields, inputs.sampling, KNOWN_UNSUPPORTED
     )
     exchange.ignored_fields = (*ignored, *inputs.ignored)
-    target = _with_adapter(frontend, target, fields.lora_name)
+    route_key = exchange.route_key or fields.user
+    target = resolve_model(frontend, model_name, version, route_key)
+    target = _with_adapter(frontend, target, fields.lora_name, route_key)
     if inputs.stream and inputs.exclude_input is False:
         message = "When streaming, `exclude_input_in_output` = False is not allowed."
         raise InvalidRequestError(message, param="exclude_input_in_output")
@@ -92,6 +101,7 @@ async def prepare(
         text.tokenizer,
         fields.stop,
         fields.include_stop_str_in_output,
+        terms=fields.terms,
     )
     return Call(
         model_name=model_name,
@@ -104,12 +114,14 @@ async def prepare(
     )
 
 
-def _with_adapter(frontend: Frontend, target: Target, lora_name: str | None) -> Target:
+def _with_adapter(
+    frontend: Frontend, target: Target, lora_name: str | None, route_key: str | None
+) -> Target:
     """Return the target that an adapter's name beside the model's makes of it."""
     if not lora_name:
         return target
     try:
-        adapter = frontend.backend.resolve(lora_name)
+        adapter = frontend.backend.resolve(lora_name, route_key)
     except ModelNotFoundError as error:
         message = "LoRA adapter of the name in `lora_name` is not found"
         raise InvalidRequestError(message, param="lora_name") from error

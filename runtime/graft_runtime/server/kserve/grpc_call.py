@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 import grpc
 
 from graft_runtime.errors import RequestError
+from graft_runtime.server import request_headers
 from graft_runtime.server.caller import set_caller
-from graft_runtime.server.context import Exchange, Frontend, safe_request_id
-from graft_runtime.server.errors import as_request_error, tgi_cause
+from graft_runtime.server.context import Exchange, Frontend
+from graft_runtime.server.errors import as_request_error
 from graft_runtime.server.exchange import within
-from graft_runtime.server.tracing import parent_of
+from graft_runtime.server.refusals import note_refusal
 
 T = TypeVar("T")
-
-_logger = logging.getLogger(__name__)
 
 MIN_SECONDS: Final = 0.001
 """What is left of a deadline that is as good as over."""
@@ -44,20 +42,30 @@ def status_of(error: RequestError) -> Any:
 
 def open_exchange(context: Any, path: str) -> Exchange:
     """Return the exchange of one RPC, or of one request of a stream; note who calls."""
-    metadata = dict(context.invocation_metadata() or ())
-    headers = [
-        (name.encode(), value.encode("latin-1", "replace"))
-        for name, value in metadata.items()
-        if isinstance(value, str)
-    ]
+    headers = _headers(context)
     set_caller(headers)
-    given = metadata.get("x-request-id", "")
-    exchange = Exchange(safe_request_id(given if isinstance(given, str) else ""), path)
-    exchange.trace_parent = parent_of(headers)
+    return request_headers.open_exchange(headers, path)
+
+
+def read_metadata(exchange: Exchange, context: Any) -> None:
+    """Note what an RPC's metadata say of its requests: the same names as in HTTP's headers.
+
+    Raises:
+        InvalidRequestError: A value cannot be honoured.
+    """
+    request_headers.read_headers(exchange, _headers(context))
     remaining = context.time_remaining()
     if remaining is not None:
-        exchange.timeout_seconds = max(remaining, MIN_SECONDS)
-    return exchange
+        given = exchange.timeout_seconds or remaining
+        exchange.timeout_seconds = max(min(given, remaining), MIN_SECONDS)
+
+
+def _headers(context: Any) -> list[tuple[bytes, bytes]]:
+    return [
+        (name.encode(), value.encode("latin-1", "replace"))
+        for name, value in context.invocation_metadata() or ()
+        if isinstance(value, str)
+    ]
 
 
 async def run(
@@ -77,18 +85,8 @@ async def run(
 
 
 def refuse(frontend: Frontend, exchange: Exchange, error: Exception) -> RequestError:
-    """Count and log an error as the HTTP surfaces do, and return what the client may know."""
+    """Note an error as the HTTP surfaces do, and return what the client may know."""
     refusal = as_request_error(error, exchange.request_id)
-    frontend.metrics.rejected(refusal.code)
-    if not exchange.failure_counted:
-        frontend.metrics.tgi_failed(tgi_cause(refusal))
-    _logger.info(
-        "refused",
-        extra={
-            "request_id": exchange.request_id,
-            "path": exchange.path,
-            "status": status_of(refusal).name,
-            "code": refusal.code,
-        },
-    )
+    facts = {"status": status_of(refusal).name}
+    note_refusal(frontend.metrics, frontend.tracer, exchange, refusal, facts)
     return refusal

@@ -17,7 +17,13 @@ from graft_runtime.server.kserve import describe, repository
 from graft_runtime.server.kserve import inference_pb2 as pb
 from graft_runtime.server.kserve.call import Call, answers, prepare, resolve_model
 from graft_runtime.server.kserve.contract import refuse_stream
-from graft_runtime.server.kserve.grpc_call import open_exchange, refuse, run, status_of
+from graft_runtime.server.kserve.grpc_call import (
+    open_exchange,
+    read_metadata,
+    refuse,
+    run,
+    status_of,
+)
 from graft_runtime.server.kserve.grpc_messages import plain_parameters, read_request, response_to
 from graft_runtime.server.kserve.grpc_stream import InferStream
 from graft_runtime.server.kserve.tensors import Tensor
@@ -60,6 +66,7 @@ class InferenceService:
             exchange = open_exchange(context, path)
             await context.send_initial_metadata((("x-request-id", exchange.request_id),))
             try:
+                read_metadata(exchange, context)
                 return await behaviour(request, exchange, context)
             except Exception as error:  # noqa: BLE001 - told to the client as a status
                 refusal = refuse(self._frontend, exchange, error)

@@ -1,22 +1,32 @@
 """``ModelStreamInfer``: many requests on one stream, answered as their output comes.
 
 A client that reads slowly holds up its own requests alone: between them and the wire there is room
-for a few responses, and whoever wants to send more waits.
+for a few responses, and whoever wants to send more waits. One that reads nothing loses them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
-from graft_runtime.errors import OverloadedError
+import grpc
+
+from graft_runtime.errors import OverloadedError, SlowReaderError
 from graft_runtime.server.body import off_loop
 from graft_runtime.server.context import Exchange, Frontend
-from graft_runtime.server.exchange import stop
+from graft_runtime.server.exchange import SLOW_READER_SECONDS, stop
 from graft_runtime.server.kserve.call import answers, prepare
-from graft_runtime.server.kserve.grpc_call import open_exchange, refuse, run
+from graft_runtime.server.kserve.grpc_call import (
+    open_exchange,
+    read_metadata,
+    refuse,
+    run,
+    status_of,
+)
 from graft_runtime.server.kserve.grpc_messages import (
     FINAL,
     WANTS_EMPTY_FINAL,
@@ -29,6 +39,8 @@ from graft_runtime.server.kserve.inference_pb2 import (
     ModelInferResponse,
     ModelStreamInferResponse,
 )
+
+_logger = logging.getLogger(__name__)
 
 MAX_RESPONSES: Final = 16
 """Responses of one stream that wait for the client."""
@@ -51,6 +63,8 @@ class InferStream:
         self._context = context
         self._path = path
         self._tasks: set[asyncio.Task[None]] = set()
+        self._exchanges: set[Exchange] = set()
+        self._ending: asyncio.Task[None] | None = None
         self._responses: asyncio.Queue[ModelStreamInferResponse | None]
         self._responses = asyncio.Queue(MAX_RESPONSES)
 
@@ -62,11 +76,33 @@ class InferStream:
         Closing this aborts whatever still runs.
         """
         reading = asyncio.create_task(self._read(requests))
+        rpc = asyncio.current_task()
+        loop = asyncio.get_running_loop()
         try:
             while (response := await self._responses.get()) is not None:
-                yield response
+                # The library writes while this waits to go on, and knows no bound for that.
+                timer = loop.call_later(SLOW_READER_SECONDS, self._give_up, rpc)
+                try:
+                    yield response
+                finally:
+                    timer.cancel()
         finally:
             await stop(reading, *self._tasks)
+
+    def _give_up(self, rpc: asyncio.Task[Any] | None) -> None:
+        """End the RPC of a client that does not read; what it asked for is aborted."""
+        for exchange in self._exchanges:
+            exchange.abort_reason = "slow_reader"
+        _logger.info("closed a stream that was not read", extra={"path": self._path})
+        if rpc is not None:
+            rpc.cancel()
+        self._ending = asyncio.create_task(self._end_unread())
+
+    async def _end_unread(self) -> None:
+        """Put the reason behind what was written, for a client that reads again some day."""
+        error = SlowReaderError("the client does not read its stream")
+        with contextlib.suppress(grpc.aio.AbortError, grpc.aio.UsageError):
+            await self._context.abort(status_of(error), error.message)
 
     async def _read(self, requests: AsyncIterator[ModelInferRequest]) -> None:
         async for request in requests:
@@ -79,7 +115,9 @@ class InferStream:
 
     async def _answer(self, request: ModelInferRequest) -> None:
         exchange = open_exchange(self._context, self._path)
+        self._exchanges.add(exchange)
         try:
+            read_metadata(exchange, self._context)
             if len(self._tasks) > MAX_REQUESTS:
                 message = f"one stream runs at most {MAX_REQUESTS} requests at a time"
                 raise OverloadedError(message)
@@ -96,6 +134,8 @@ class InferStream:
             await self._responses.put(
                 ModelStreamInferResponse(error_message=refusal.message, infer_response=response)
             )
+        finally:
+            self._exchanges.discard(exchange)
 
     async def _generate(self, exchange: Exchange, request: ModelInferRequest) -> None:
         exchange.num_body_bytes = request.ByteSize()

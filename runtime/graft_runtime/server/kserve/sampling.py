@@ -17,6 +17,8 @@ KNOWN_UNSUPPORTED: Final[Unsupported] = {
     "stream": (False, True),  # what counts is the tensor of that name
     "stream_options": (),
     "guided_decoding": (),
+    "adapter_source": (),
+    "merged_adapters": (),
 }
 
 

@@ -98,7 +98,7 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
     Raises:
         RequestError: It cannot be, now or ever.
     """
-    target = frontend.backend.resolve(chat.fields.model, exchange.route_key or chat.fields.user)
+    target = await chat.fields.target(frontend, exchange)
     text, template, prompt = await encode_chat(frontend, chat.fields, chat.messages, chat.tools)
     fields = chat.fields.with_defaults(text.sampling_defaults)
     unread = fields.chat_template_kwargs.keys() - template.reads
@@ -132,6 +132,7 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
         shown_specials=plan.marks(text.tokenizer),
         skip_specials=fields.skip_special_tokens,
         terms=fields.terms,
+        stream_interval=fields.stream_interval,
     )
     is_echoed = fields.echo and fields.continue_final_message
     return ChatCall(

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.server.fields import Fields, NumTop, PositiveInt, Unsupported
-from graft_runtime.server.openai.sampling import SamplingFields
 from graft_runtime.server.openai.shapes import MESSAGES, TOOL_CHOICE, TOOLS, as_shape
 from graft_runtime.server.openai.shown_fields import SHOWN_UNSUPPORTED, ShownFields
 from graft_runtime.server.openai.tool_fields import Tools, parse_tools
@@ -31,7 +30,6 @@ CHAT_UNSUPPORTED: Final[Unsupported] = {
     "modalities": (["text"],),
     "prediction": (),
     "web_search_options": (),
-    "thinking_token_budget": (),
 }
 MAX_VARIABLES: Final = 32
 MAX_DOCUMENTS: Final = 256
@@ -68,7 +66,7 @@ class TemplateFields(Fields):
         return self
 
 
-class ChatFields(SamplingFields, ShownFields, TemplateFields):
+class ChatFields(ShownFields, TemplateFields):
     """What this surface honours."""
 
     max_tokens: PositiveInt | None = None
@@ -78,6 +76,8 @@ class ChatFields(SamplingFields, ShownFields, TemplateFields):
     echo: bool = False
     tool_choice: Any = Field(default=None, json_schema_extra=as_shape(TOOL_CHOICE))
     tool_prompt: str | None = None
+    guideline: str | None = None
+    """LoRAX's, for templates that read it."""
     parallel_tool_calls: bool = True
     reasoning_effort: str | None = None
     include_reasoning: bool = True
@@ -120,6 +120,10 @@ def conversation(
     if isinstance(fields, ChatFields):
         variables |= _effort(fields.reasoning_effort, template)
         prompt = fields.tool_prompt
+        if fields.guideline is not None:
+            if "guideline" not in template.reads:
+                raise _unread("guideline")
+            variables["guideline"] = fields.guideline
     if shown and "tools" not in template.reads:
         messages, shown = _told(messages, tools, prompt), ()
     elif prompt is not None:

@@ -20,7 +20,6 @@ from graft_runtime.server.fields import NumTop, Unsupported, check_token_ids, pa
 from graft_runtime.server.generation import Job
 from graft_runtime.server.openai.answer import answer_stream, answer_whole
 from graft_runtime.server.openai.completion_answer import Completion, Prompted, events, whole
-from graft_runtime.server.openai.sampling import SamplingFields
 from graft_runtime.server.openai.shapes import PROMPT, as_shape
 from graft_runtime.server.openai.shown_fields import SHOWN_UNSUPPORTED, ShownFields
 from graft_runtime.server.prompts import admit, encode_text, fit_output, job_ids
@@ -42,7 +41,7 @@ _UNSUPPORTED: Final[Unsupported] = {
 Prompt = str | list[int]
 
 
-class CompletionFields(SamplingFields, ShownFields):
+class CompletionFields(ShownFields):
     """What this surface honours."""
 
     prompt: Any = Field(json_schema_extra=as_shape(PROMPT))
@@ -95,7 +94,7 @@ def _read(body: Mapping[str, Any]) -> tuple[CompletionFields, list[Prompt], tupl
 async def _prepare(
     frontend: Frontend, exchange: Exchange, fields: CompletionFields, prompts: list[Prompt]
 ) -> Completion:
-    target = frontend.backend.resolve(fields.model, exchange.route_key or fields.user)
+    target = await fields.target(frontend, exchange)
     text = await admit(frontend, sum(map(len, prompts)))
     fields = fields.with_defaults(text.sampling_defaults)
     limit = frontend.backend.max_model_len
@@ -121,6 +120,7 @@ async def _prepare(
             keep_stop=fields.include_stop_str_in_output,
             skip_specials=fields.skip_special_tokens,
             terms=fields.terms,
+            stream_interval=fields.stream_interval,
         )
         groups.append(Prompted(_shown(text.tokenizer, prompt), tuple(fork(job, fields.n))))
     return Completion(

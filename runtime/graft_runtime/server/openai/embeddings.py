@@ -27,6 +27,7 @@ from graft_runtime.server.context import Exchange, Frontend, exchange_of, fronte
 from graft_runtime.server.fields import (
     Fields,
     ModelName,
+    RouteKey,
     Unsupported,
     check_token_ids,
     parse_fields,
@@ -66,6 +67,7 @@ class EmbeddingFields(Fields):
 
     model: ModelName | None = None
     input: Any = Field(json_schema_extra=as_shape(PROMPT))
+    user: RouteKey | None = None
     encoding_format: Literal["float", "base64"] = "float"
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1, lt=2**31)
@@ -96,7 +98,7 @@ async def answer(request: Request, body: Mapping[str, Any]) -> Response:
     """Answer a body that has been read."""
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
     fields, inputs, exchange.ignored_fields = await off_loop(exchange, _read, body)
-    target = frontend.backend.resolve(fields.model)
+    target = frontend.backend.resolve(fields.model, exchange.route_key or fields.user)
     jobs = await _prepare(frontend, exchange, fields, inputs, target)
     return await answer_whole(request, _whole(frontend, exchange, fields, jobs))
 
@@ -111,7 +113,7 @@ async def embed(request: Request) -> Response:  # noqa: D103 - see the summary
     )
     exchange.ignored_fields = ignored + more
     fields = EmbeddingFields(input=lorax.inputs)
-    target = frontend.backend.resolve(parameters.adapter_id)
+    target = frontend.backend.resolve(parameters.adapter_id, exchange.route_key)
     jobs = await _prepare(frontend, exchange, fields, [lorax.inputs], target)
 
     async def whole() -> dict[str, Any]:

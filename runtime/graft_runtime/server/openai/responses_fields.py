@@ -12,6 +12,7 @@ from graft_runtime.server.fields import (
     Fields,
     ModelName,
     PositiveInt,
+    RouteKey,
     Temperature,
     TopP,
     Unsupported,
@@ -63,6 +64,8 @@ class ResponsesFields(Fields):
     reasoning: ReasoningFields = ReasoningFields()
     metadata: dict[str, str] = Field(default={}, max_length=16)
     seed: int | None = None
+    user: RouteKey | None = None
+    request_id: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     def to_chat(self) -> dict[str, Any]:
@@ -78,6 +81,8 @@ class ResponsesFields(Fields):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed,
+            "user": self.user,
+            "request_id": self.request_id,
             "tools": [_tool(each, f"tools[{index}]") for index, each in enumerate(self.tools)],
             "tool_choice": _choice(self.tool_choice),
             "parallel_tool_calls": self.parallel_tool_calls,

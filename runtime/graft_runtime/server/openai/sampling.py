@@ -14,6 +14,7 @@ from graft_runtime.server.backend import Terms
 from graft_runtime.server.fields import (
     GREEDY_BELOW,
     MAX_ALLOWED,
+    MAX_SALT_CHARS,
     MAX_STOP_TOKEN_IDS,
     Choices,
     Fields,
@@ -51,6 +52,7 @@ UNSUPPORTED: Final[Unsupported] = {
     "truncate_prompt_tokens": (),
     "truncation_side": (),
     "logprob_token_ids": (),
+    "thinking_token_budget": (),
     "return_tokens_as_token_ids": (False,),
     "return_token_ids": (False,),
     "kv_transfer_params": (),
@@ -58,8 +60,6 @@ UNSUPPORTED: Final[Unsupported] = {
     "repetition_detection": (),
 }
 """Of OpenAI and of vLLM; what a value in brackets asks for happens anyway."""
-MAX_SALT_CHARS: Final = 256
-
 
 _GUIDED: Final = frozenset(
     f"guided_{name}"
@@ -99,6 +99,8 @@ class SamplingFields(Fields):
     stop: tuple[str, ...] = Field(default=(), json_schema_extra=as_shape(STOPS))
     stop_token_ids: list[Int32] = Field(default=[], max_length=MAX_STOP_TOKEN_IDS)
     ignore_eos: bool = False
+    ignore_eos_token: bool = False
+    """LoRAX's name for the same."""
     priority: int = Field(default=0, ge=0, lt=2**31)
     """Above 0 it yields to others; nobody can push ahead of them."""
     cache_salt: str = Field(default="", max_length=MAX_SALT_CHARS)
@@ -238,7 +240,7 @@ class SamplingFields(Fields):
             min_tokens=self.min_tokens,
             seed=draw_seed() if self.seed is None else self.seed % 2**64,
             stop_token_ids=tuple(self.stop_token_ids),
-            ignore_eos=self.ignore_eos,
+            ignore_eos=self.ignore_eos or self.ignore_eos_token,
             logprobs=top_logprobs is not None,
             top_logprobs=top_logprobs or 0,
             prompt_logprobs=max(wanted, default=None),

@@ -1,4 +1,4 @@
-"""Fields that decide how much of a prompt is read and how tokens are shown, as vLLM has them."""
+"""Fields of completions and chats alone: the adapter, the prompt's length, how tokens are shown."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Final, Literal
 from pydantic import Field
 
 from graft_runtime.errors import InvalidRequestError
-from graft_runtime.server.fields import Fields, Unsupported
-from graft_runtime.server.openai.sampling import UNSUPPORTED
+from graft_runtime.server.adapter_choice import AdapterFields
+from graft_runtime.server.backend import Target
+from graft_runtime.server.context import SAFE_ID, Exchange, Frontend
+from graft_runtime.server.fields import PositiveInt, Unsupported
+from graft_runtime.server.openai.sampling import UNSUPPORTED, SamplingFields
 
 
-class ShownFields(Fields):
+class ShownFields(SamplingFields, AdapterFields):
     """Fields of completions and of chats."""
 
     skip_special_tokens: bool = True
@@ -20,6 +23,20 @@ class ShownFields(Fields):
     truncation_side: Literal["left", "right"] = "left"
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
+    request_id: str | None = Field(default=None, pattern=rf"^{SAFE_ID}$")
+    """Taken where no header brings one."""
+    stream_interval: PositiveInt = 1
+    """Tokens of a stream that come together; the first comes alone."""
+
+    async def target(self, frontend: Frontend, exchange: Exchange) -> Target:
+        """Return what the request's model is; its exchange takes the id that the body brings.
+
+        Raises:
+            RequestError: It cannot be had.
+        """
+        exchange.name(self.request_id)
+        name = await self.chosen_name(frontend, self.model, param="model")
+        return frontend.backend.resolve(name, exchange.route_key or self.user)
 
     @property
     def truncates(self) -> bool:
