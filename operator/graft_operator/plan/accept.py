@@ -7,7 +7,7 @@ reconcile; the verdicts are what conditions and the desired set are made from.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graft_operator.constants import RESERVED_NAMES
 from graft_operator.plan.quota import QuotaBook
@@ -37,6 +37,8 @@ class Verdict:
     reason: Reason
     message: str
     names: Names | None = None
+    held_back: tuple[Reason, str] | None = None
+    """Why the version that the spec asks for may not come in, while the one before it serves."""
 
     @property
     def is_accepted(self) -> bool:
@@ -92,11 +94,13 @@ def accept_adapters(
     for adapter in sorted(adapters, key=lambda item: _precedence(item, context)):
         verdict = _refused(service, adapter, context) or _named(service, adapter, taken)
         no_room = quota.refusal(adapter) if verdict.names is not None else None
-        if no_room is not None:
+        if no_room is not None and quota.is_about_the_update_alone(adapter):
+            verdict = replace(verdict, held_back=no_room)
+        elif no_room is not None:
             verdict = Verdict(*no_room)
         verdicts[adapter.key] = verdict
         if verdict.names is not None:
-            quota.count_in(adapter)
+            quota.count_in(adapter, without_update=verdict.held_back is not None)
             owner = f"LoraAdapter {adapter.qualified_name}"
             taken |= dict.fromkeys(verdict.names.every, owner)
     return verdicts

@@ -45,12 +45,14 @@ def adapter_status(
     serving = taking_requests(pods)
     able = _able(adapter, verdict.names.served, versions, serving, shard_hash)
     failures = _failures(verdict.names.served, versions.wanted, pods)
-    loaded = _loaded(versions.wanted, serving, pods, failures)
+    loaded = _held_back("Loaded", verdict, versions)
+    loaded = loaded or _loaded(versions.wanted, serving, pods, failures)
+    progress = _held_back("RolloutProgressing", verdict, versions)
     conditions = (
         _condition("Accepted", "True", Reason.ACCEPTED, verdict.message),
         _resolved(versions.wanted, pods, failures),
         loaded,
-        _progress(adapter, versions),
+        progress or _progress(adapter, versions),
         _ready(versions, len(able), len(serving), loaded),
     )
     return AdapterStatus(
@@ -113,9 +115,8 @@ def _after_refusal(adapter: LoraAdapter, verdict: Verdict, versions: Versions) -
     current = versions.current
     if verdict.reason not in _NO_ROOM or current is None:
         return versions
-    if current.source_hash != wanted_revision(adapter).source_hash:
-        return versions
-    return Versions(None, current)
+    is_wanted = current.source_hash == wanted_revision(adapter).source_hash
+    return Versions(None, current if is_wanted else versions.candidate)
 
 
 def _at_rest(revision: RevisionStatus | None) -> RevisionStatus | None:
@@ -135,6 +136,14 @@ def _suspension(verdict: Verdict, versions: Versions) -> tuple[Condition, ...]:
         _condition("Loaded", "False", Reason.SUSPENDED),
         _condition("Ready", "False", Reason.SUSPENDED, "spec.suspend is set"),
     )
+
+
+def _held_back(type_: str, verdict: Verdict, versions: Versions) -> Condition | None:
+    """Return the condition of a version that may not come in, if there is one."""
+    if verdict.held_back is None or versions.candidate is None:
+        return None
+    reason, message = verdict.held_back
+    return _condition(type_, "False", reason, f"{versions.candidate.id}: {message}")
 
 
 def _progress(adapter: LoraAdapter, versions: Versions) -> Condition:

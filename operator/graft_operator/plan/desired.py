@@ -47,7 +47,8 @@ def desired_shards(
         verdict = verdicts.get(adapter.key)
         if verdict is not None and verdict.names is not None:
             grant = grants.get(adapter.key, OPEN)
-            entries += adapter_entries(adapter, verdict.names, pods, grant)
+            held_back = verdict.held_back is not None
+            entries += adapter_entries(adapter, verdict.names, pods, grant, held_back=held_back)
     return build_shards(entries)
 
 
@@ -57,7 +58,12 @@ def hash_of_set(shards: Iterable[Shard]) -> str:
 
 
 def adapter_entries(
-    adapter: LoraAdapter, names: Names, pods: Sequence[PodView], grant: Grant = OPEN
+    adapter: LoraAdapter,
+    names: Names,
+    pods: Sequence[PodView],
+    grant: Grant = OPEN,
+    *,
+    held_back: bool = False,
 ) -> list[AdapterEntry]:
     """Return an accepted adapter's entries: the wanted version and the current one.
 
@@ -69,7 +75,7 @@ def adapter_entries(
     wanted, current = wanted_revision(adapter), adapter.status.current_revision
     if current is None or current.digest is None or current.id == wanted.id:
         current = None
-    elif is_rejected(adapter, wanted):
+    elif held_back or is_rejected(adapter, wanted):
         return [_entry(adapter, names, current, ALL, None, grant)]
     weight = ALL
     if current is not None and adapter.spec.rollout.steps:

@@ -42,10 +42,22 @@ class QuotaBook:
 
     def refusal(self, adapter: LoraAdapter) -> tuple[Reason, str] | None:
         """Return why there is no room for an adapter, if there is none."""
+        return self._refusal(adapter.metadata.namespace, _rank(adapter), num_bytes(adapter))
+
+    def is_about_the_update_alone(self, adapter: LoraAdapter) -> bool:
+        """Whether there is room for the version that serves, had its successor not come."""
+        current = adapter.status.current_revision
+        if current is None or current.digest is None or current.id == wanted_revision(adapter).id:
+            return False
         namespace = adapter.metadata.namespace
+        return self._refusal(namespace, current.rank, current.bytes or 0) is None
+
+    def _refusal(
+        self, namespace: str, rank: int | None, num_bytes: int
+    ) -> tuple[Reason, str] | None:
         tenant = tenant_spec(self.service, namespace)
         ranks = [self.service.spec.adapters.max_rank, tenant.max_rank if tenant else None]
-        rank, bound = _rank(adapter), min((r for r in ranks if r is not None), default=None)
+        bound = min((r for r in ranks if r is not None), default=None)
         if rank is not None and bound is not None and rank > bound:
             return Reason.RANK_TOO_LARGE, f"rank {rank} is above the {bound} that is allowed"
         if tenant is None:
@@ -55,16 +67,18 @@ class QuotaBook:
                 Reason.QUOTA_EXCEEDED,
                 f"namespace {namespace} has its {tenant.max_adapters} adapters already",
             )
-        size = self._bytes[namespace] + num_bytes(adapter)
+        size = self._bytes[namespace] + num_bytes
         if tenant.max_bytes is not None and size > tenant.max_bytes:
             message = f"namespace {namespace} would have {size} of {tenant.max_bytes} bytes"
             return Reason.QUOTA_EXCEEDED, message
         return None
 
-    def count_in(self, adapter: LoraAdapter) -> None:
-        """Note that an adapter was accepted."""
+    def count_in(self, adapter: LoraAdapter, *, without_update: bool = False) -> None:
+        """Note that an adapter was accepted, or the version alone that serves."""
+        current = adapter.status.current_revision
+        size = current.bytes or 0 if without_update and current else num_bytes(adapter)
         self._adapters[adapter.metadata.namespace] += 1
-        self._bytes[adapter.metadata.namespace] += num_bytes(adapter)
+        self._bytes[adapter.metadata.namespace] += size
 
 
 def num_bytes(adapter: LoraAdapter) -> int:

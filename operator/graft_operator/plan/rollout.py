@@ -60,8 +60,13 @@ def is_rejected(adapter: LoraAdapter, revision: RevisionStatus) -> bool:
     return rejected is not None and rejected.source_hash == revision.source_hash
 
 
-def advance(adapter: LoraAdapter, pods: Sequence[PodView], now: str = "") -> Versions:
-    """Return the versions after what the pods report has been taken into account."""
+def advance(
+    adapter: LoraAdapter, pods: Sequence[PodView], now: str = "", *, held_back: bool = False
+) -> Versions:
+    """Return the versions after what the pods report has been taken into account.
+
+    One that is held back stays a candidate without a share, and starts anew when it may.
+    """
     before = adapter.status
     if before.current_revision is not None and is_rejected(adapter, wanted_revision(adapter)):
         serving_on = _with_facts(before.current_revision, pods)
@@ -69,6 +74,8 @@ def advance(adapter: LoraAdapter, pods: Sequence[PodView], now: str = "") -> Ver
     wanted = _with_facts(_resolved(adapter, wanted_revision(adapter), pods), pods)
     current = adapter.status.current_revision
     if current is not None and current.id != wanted.id:
+        if held_back:
+            return Versions(_with_facts(current, pods), _settled(wanted))
         serving = taking_requests(pods)
         if serving and all(pod.serves(wanted.id) for pod in serving):
             moved = shift(adapter.spec.rollout, wanted, pods, now)

@@ -79,7 +79,8 @@ def _observed_status(
     pods = world.pods_of(service.namespace, label_value(service.name))
     hashes = world.decisions[service].shard_hashes
     wanted_hash = hashes[shard_index(verdict.names.served)] if hashes else ""
-    return adapter_status(adapter, verdict, advance(adapter, pods, now), pods, wanted_hash)
+    versions = advance(adapter, pods, now, held_back=verdict.held_back is not None)
+    return adapter_status(adapter, verdict, versions, pods, wanted_hash)
 
 
 def _invalid(manifest: Manifest, error: InvalidManifestError) -> AdapterStatus:

@@ -8,11 +8,19 @@ from graft_operator.plan.accept import AcceptContext, Names, Verdict, accept_ada
 from graft_operator.plan.conditions import adapter_status, stamped
 from graft_operator.plan.desired import adapter_entries
 from graft_operator.plan.quota import tenant_limits, tenant_spec
-from graft_operator.plan.rollout import Versions, wanted_revision
+from graft_operator.plan.rollout import Versions, advance, wanted_revision
 from graft_operator.resources.status import AdapterStatus
 from graft_operator.resources.v1alpha1 import LoraAdapter
 from graft_protocol.desired import TenantLimits
-from tests.support.objects import DIGEST_1, DIGEST_2, NOW, make_adapter, make_service
+from tests.support.objects import (
+    DIGEST_1,
+    DIGEST_2,
+    NOW,
+    make_adapter,
+    make_pod,
+    make_service,
+    revision_report,
+)
 
 ALL = {"allowedNamespaces": {"from": "All"}}
 
@@ -98,7 +106,8 @@ def served(adapter: LoraAdapter, **facts: Any) -> LoraAdapter:
 
 def status_after(adapter: LoraAdapter, verdict: Verdict) -> dict[str, Any]:
     """Return the status that a verdict leaves, as it is stored."""
-    versions = Versions(adapter.status.current_revision, None)
+    recorded = adapter.status
+    versions = Versions(recorded.current_revision, recorded.candidate_revision)
     status = adapter_status(adapter, verdict, versions, (), "")
     conditions = stamped(status.conditions, (), 1, NOW)
     stored = status.model_copy(update={"conditions": conditions})
@@ -133,6 +142,57 @@ def test_a_version_that_serves_takes_room_until_its_successor_does() -> None:
     status = adapter("a", 1, size=200).status.model_dump(mode="json", by_alias=True)
     other = make_adapter("a", "team-a", uri="s3://adapters/small", digest=DIGEST_2, status=status)
     assert reasons([{"maxBytes": 100}], other) == {"a": "QuotaExceeded"}
+
+
+def updated(old: int, new: int, **spec: Any) -> LoraAdapter:
+    """Return an adapter of which one version serves and another one has been looked at."""
+    before = served(make_adapter("a", "team-a"), bytes=old).status
+    now = make_adapter("a", "team-a", uri="s3://adapters/next", digest=DIGEST_2, **spec)
+    candidate = wanted_revision(now).model_copy(update={"bytes": new})
+    status = before.model_copy(update={"candidate_revision": candidate})
+    return now.model_copy(update={"status": status})
+
+
+def test_a_new_version_without_room_leaves_the_old_one_serving_until_there_is_some() -> None:
+    adapter = updated(60, 200)
+    current, candidate = adapter.status.current_revision, adapter.status.candidate_revision
+    assert current is not None
+    assert candidate is not None
+    pods = [make_pod(revision_report(current.id))]
+
+    verdict = verdicts([{"maxBytes": 100}], adapter)["a"]
+    assert verdict.is_accepted
+    assert verdict.held_back is not None
+    (entry,) = adapter_entries(adapter, Names("team-a/a"), pods, held_back=True)
+    assert (entry.revision, entry.weight) == (current.id, 100)
+    versions = advance(adapter, pods, held_back=True)
+    status = adapter_status(adapter, verdict, versions, pods, "")
+    told = {one.type: (one.status, one.reason) for one in status.conditions}
+    assert told["Accepted"] == ("True", "Accepted")
+    assert told["Loaded"] == told["RolloutProgressing"] == ("False", "QuotaExceeded")
+    assert told["Ready"] == ("True", "Available")
+    assert status.candidate_revision == candidate
+
+    assert verdicts([{"maxBytes": 200}], adapter)["a"].held_back is None
+    entries = adapter_entries(adapter, Names("team-a/a"), pods)
+    assert {entry.revision for entry in entries} == {current.id, candidate.id}
+
+
+def test_an_update_that_has_no_room_takes_none() -> None:
+    found = verdicts([{"maxBytes": 100}], updated(60, 200), adapter("b", 1, size=40))
+    assert found["a"].held_back is not None
+    assert found["b"].is_accepted
+
+
+def test_a_serving_version_above_a_lowered_quota_makes_room_for_a_smaller_one_at_once() -> None:
+    tenants = [{"maxBytes": 100}]
+    lowered = updated(200, 60)
+    refused = verdicts(tenants, lowered)["a"]
+    assert refused.reason == "QuotaExceeded"
+    status = status_after(lowered, refused)
+    assert "currentRevision" not in status
+    spec = {"uri": "s3://adapters/next", "digest": DIGEST_2, "status": status}
+    assert reasons(tenants, make_adapter("a", "team-a", **spec)) == {"a": "Accepted"}
 
 
 @pytest.mark.parametrize(
