@@ -19,7 +19,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --univ
 	--generate-hashes --no-emit-index-url $(if $(UPGRADE),--upgrade)
 
 .DELETE_ON_ERROR:
-.PHONY: help check setup demo test test-slow test-stores test-control-plane test-gpu conformance lint fmt type imports generate verify lock clean
+.PHONY: help check setup demo test test-slow test-stores test-control-plane test-faults test-gpu conformance lint fmt type imports generate verify lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,7 +55,11 @@ test-slow: setup  ## the tests that take minutes
 
 test-control-plane: setup  ## the tests that need a real API server, brought up if none is
 	$(BIN)/python -m e2e.cluster up --control-plane
-	$(BIN)/python -m pytest -m control_plane $(PYTEST_ARGS) tests/control_plane
+	$(BIN)/python -m pytest -m "control_plane and not slow" $(PYTEST_ARGS) tests/control_plane
+
+test-faults: setup  ## the operator killed at every write and broken in every way, on a real API server (many minutes)
+	$(BIN)/python -m e2e.cluster up --control-plane
+	$(BIN)/python -m pytest -m "control_plane and slow" $(PYTEST_ARGS) tests/control_plane
 
 conformance: setup  ## the real clients, from the package index, against a live pod (CLIENTS="openai ..." picks some)
 	@$(BIN)/python -m conformance $(CLIENTS)

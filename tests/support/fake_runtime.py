@@ -62,6 +62,8 @@ class FakeRuntime:
         self.reports: dict[str, RevisionReport] = {}
         self.started: set[str] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.on_report: Callable[[str, AdapterState | None], None] = lambda *_: None
+        """Told when a revision comes to another state; None is its end."""
         self.remounted = asyncio.Event()
         """Set by those who know that the files have changed."""
         self._texts: dict[int, str] = {}
@@ -118,6 +120,7 @@ class FakeRuntime:
             self._answer = None
             del self.reports[revision]
             self.started.discard(revision)
+            self.on_report(revision, None)
         for revision, entry in wanted.items():
             if entry.digest is None and entry.resolver != self.name:
                 continue
@@ -152,6 +155,7 @@ class FakeRuntime:
             self.reports[entry.revision] = RevisionReport(
                 revision=entry.revision, state=state, reason=reason, **facts
             )
+            self.on_report(entry.revision, state)
 
     def which(self, name: str) -> str | None:
         """Return the revision that answers to a name."""

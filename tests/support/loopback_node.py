@@ -13,19 +13,23 @@ import itertools
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from graft_operator.cluster.mounts import Ports, mount_all
 from graft_operator.errors import NotFoundError
 from graft_operator.resources.meta import Manifest, ObjectKey
 from graft_protocol.naming import LABEL_MANAGED_BY, PodPaths
+from graft_protocol.reasons import AdapterState
 from tests.support.fake_runtime import FakeRuntime, serve_with
 from tests.support.informer import Informer, RealApi
 from tests.support.kube_operator import TLS_GOODBYE_SECONDS
 
+OnReport = Callable[[ObjectKey, str, AdapterState | None], None]
+"""Told by which pod, of which revision, and to which state it came; None is its end."""
 RETRY_SECONDS = 0.2
 REMOUNTED_ANYWAY_SECONDS = 5.0
 """Pause between two looks at files of which nobody has said that they changed."""
@@ -45,9 +49,10 @@ class LoopbackPod:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     servers: list[asyncio.Server] = field(default_factory=list)
 
-    async def start(self, ports: Ports) -> None:
+    async def start(self, ports: Ports, on_report: OnReport) -> None:
         """Answer at the pod's own address."""
         runtime = self.runtime = FakeRuntime(PodPaths(self.root), self.key.name)
+        runtime.on_report = partial(on_report, self.key)
         for port, answer in ((ports.http, runtime.public), (ports.internal, runtime.internal)):
             server = await asyncio.start_server(serve_with(answer), self.address, port)
             self.servers.append(server)
@@ -55,6 +60,9 @@ class LoopbackPod:
 
     async def stop(self) -> None:
         """End it and forget its files."""
+        if self.runtime is not None:
+            for revision in self.runtime.reports:
+                self.runtime.on_report(revision, None)
         for task in (*self.tasks, *(self.runtime.tasks if self.runtime else ())):
             task.cancel()
         for server in self.servers:
@@ -65,7 +73,8 @@ class LoopbackPod:
 class LoopbackNode:
     """Runs every pod that Graft's Deployments make."""
 
-    def __init__(self, kubeconfig: Path) -> None:
+    def __init__(self, kubeconfig: Path, on_report: OnReport = lambda *_: None) -> None:
+        self._on_report = on_report
         self.pods: dict[ObjectKey, LoopbackPod] = {}
         self._kubeconfig = kubeconfig
         self._addresses = (
@@ -128,7 +137,7 @@ class LoopbackNode:
             if pod.runtime is not None:
                 pod.runtime.remounted.set()
         if pod.runtime is None:
-            await pod.start(ports)
+            await pod.start(ports, self._on_report)
         is_ready = pod.runtime is not None and pod.runtime.is_ready
         status = _status(stored, pod.address, is_ready=is_ready)
         if status is not None:
@@ -170,13 +179,15 @@ def _status(pod: Manifest, address: str, *, is_ready: bool) -> Manifest | None:
 
 
 @contextmanager
-def loopback_node(kubeconfig: Path) -> Iterator[LoopbackNode]:
+def loopback_node(
+    kubeconfig: Path, on_report: OnReport = lambda *_: None
+) -> Iterator[LoopbackNode]:
     """Run the node in a thread for as long as the context lasts."""
     started = threading.Event()
     box: list[tuple[LoopbackNode, asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
 
     async def main() -> None:
-        node = LoopbackNode(kubeconfig)
+        node = LoopbackNode(kubeconfig, on_report)
         task = asyncio.create_task(node.run())
         box.append((node, asyncio.get_running_loop(), task))
         started.set()
