@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graft_runtime.layers.lora.base import LoraPool, LoraSlab, ResidentAdapter
+from graft_runtime.layers.lora.base import MAX_WINDOWS, LoraPool, LoraSlab, ResidentAdapter
 from graft_runtime.layers.lora.cpu import LoraRows, group_rows
 from graft_runtime.layers.lora.layout import LoraGroup, LoraSlice, pages_for
 
@@ -131,6 +131,26 @@ def test_rows_in_the_order_of_their_pages_are_read_in_place() -> None:
     assert isinstance(part.rows, slice)
     (part,) = group_rows(pool_of({1: (3,), 2: (4,)}), [0, 1, 1, 2, 2], CPU).parts
     assert (part.rows, part.pages) == (slice(1, 5), slice(3, 5))
+
+
+def test_what_is_remembered_of_a_window_follows_its_pages() -> None:
+    pool = pool_of({1: (3,), 2: (4,)})
+    for fill in (1.0, 2.0):
+        for slab in pool.slabs.values():
+            slab.a_PGRI[3:5].normal_().mul_(fill)
+            for b_PRo in slab.b_PRo:
+                b_PRo[3:5].normal_()
+        check(pool, [0, 1, 1, 2, 2])
+
+
+def test_windows_are_remembered_in_bounded_number() -> None:
+    pool = pool_of({}, num_pages=MAX_WINDOWS + 2)
+    slab = pool.slabs[KEY]
+    for page in range(MAX_WINDOWS + 1):
+        first = slab.factors(slice(page, page + 1), 1)
+        assert slab.factors(slice(page, page + 1), 1) is first
+        assert first.a_KIC.data_ptr() == slab.a_PGRI[page].data_ptr()
+    assert slab.factors(slice(0, 1), 1).a_KIC.data_ptr() == slab.a_PGRI.data_ptr()
 
 
 def test_no_adapted_row_is_no_work() -> None:

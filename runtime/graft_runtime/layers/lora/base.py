@@ -2,13 +2,13 @@
 
 Knows no file and no request; `adapters/slots.py` fills it, the step kernels beside this file read.
 
-Shape legend: P pages, G slices of a group, R = PAGE_RANK, I features in, o features out of one
-slice.
+Shape legend: P pages, K adapters, p ranks of an adapter's pages together, G slices of a group,
+R = PAGE_RANK, C = G * p, I features in, o features out of one slice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -20,6 +20,22 @@ GroupKey = tuple[int | None, str]
 """Layer (None for the output projection) and group name."""
 
 
+Pages = slice | Tensor
+"""Which pages: a slice is read in place, a tensor gathers."""
+
+MAX_WINDOWS = 256
+"""Windows of a slab that are remembered; a batch uses few, and its adapters change slowly."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What each of K adapters multiplies with."""
+
+    a_KIC: Tensor
+    b_Kpo: tuple[Tensor, ...]
+    """Of each slice."""
+
+
 @dataclass(frozen=True)
 class LoraSlab:
     """Memory for one group of one layer. Its address never changes."""
@@ -29,6 +45,10 @@ class LoraSlab:
     a_PGRI: Tensor
     b_PRo: tuple[Tensor, ...]
     """Transposed B of each slice, apart: a product reads whole lines of memory."""
+    _windows: dict[tuple[int, int, int], Factors] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """Views of neighbouring pages. Making them anew in every step costs as much as a product."""
 
     @cached_property
     def widths(self) -> list[int]:
@@ -39,6 +59,26 @@ class LoraSlab:
     def columns(self) -> list[tuple[int, int]]:
         """Where each slice of the output begins, and its width."""
         return list(zip(self.group.slice_starts, self.widths, strict=True))
+
+    def factors(self, pages: Pages, num_adapters: int) -> Factors:
+        """Return the factors of adapters whose pages, equally many for each, follow one another."""
+        if not isinstance(pages, slice):
+            return self._factors(pages, num_adapters)
+        key = (pages.start, pages.stop, num_adapters)
+        found = self._windows.get(key)
+        if found is None:
+            if len(self._windows) >= MAX_WINDOWS:
+                self._windows.clear()
+            found = self._windows[key] = self._factors(pages, num_adapters)
+        return found
+
+    def _factors(self, pages: Pages, num_adapters: int) -> Factors:
+        a_KCI = self.a_PGRI[pages].view(num_adapters, -1, self.group.in_features)
+        b_Kpo = tuple(
+            b_PRo[pages].view(num_adapters, -1, width)
+            for b_PRo, width in zip(self.b_PRo, self.widths, strict=True)
+        )
+        return Factors(a_KCI.transpose(1, 2), b_Kpo)
 
 
 @dataclass(frozen=True)

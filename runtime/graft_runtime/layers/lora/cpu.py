@@ -6,8 +6,9 @@ no row meets weights that are not its own. Rows without an adapter are never rea
 nothing of an adapter can reach them.
 
 Shape legend: T tokens (or rows of logits), S rows of logits, n rows with an adapter, K adapters of
-a part, M places for rows per adapter, P pages, p pages per adapter, G slices of a group,
-R = PAGE_RANK, C = p * G * R, I/O features in/out, o features out of one slice.
+a part, M places for rows per adapter, q pages per adapter, G slices of a group, R = PAGE_RANK,
+p = q * R ranks per adapter, C = G * p, L = K * M places, I/O features in/out, o features out of one
+slice.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from graft_runtime.layers.batch import ForwardBatch
-from graft_runtime.layers.lora.base import GroupKey, LoraPool, LoraSlab
+from graft_runtime.layers.lora.base import Factors, GroupKey, LoraPool, LoraSlab, Pages
 from graft_runtime.layers.lora.layout import PAGE_RANK
 
 MIN_OWN_ROWS = 16
@@ -31,8 +32,6 @@ MAX_PADDING = 4
 
 MAX_WINDOW_WASTE = 2
 """A window of neighbouring pages is read in place if at most this many times too large."""
-
-Numbers = slice | Tensor
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class LoraPart:
 
     rows: slice | Scattered
     """Which of the T rows; those of a slice fill all places, in order."""
-    pages: Numbers
+    pages: Pages
     """The adapters' pages: a slice is read in place, a tensor gathers."""
     num_adapters: int
     """K, with the pages of others in between, whose places stay empty."""
@@ -171,7 +170,7 @@ def _with_neighbours(members: list[_Member]) -> list[_Member]:
     return [of_page.get((page,), _Member((page,), [], frozenset())) for page in window]
 
 
-def _index(numbers: list[int], device: torch.device) -> Numbers:
+def _index(numbers: list[int], device: torch.device) -> Pages:
     """Return a slice for numbers that ascend without gaps, else a tensor."""
     first = numbers[0]
     if numbers == list(range(first, first + len(numbers))):
@@ -181,33 +180,35 @@ def _index(numbers: list[int], device: torch.device) -> Numbers:
 
 def _add_part(slab: LoraSlab, part: LoraPart, x_TI: Tensor, out_TO: Tensor) -> None:
     count, rows = part.num_adapters, part.rows
+    factors = slab.factors(part.pages, count)
     if isinstance(rows, slice):
-        h_KMpGR = _shrink(slab, part, x_TI[rows])
+        h_KMC = _shrink(factors, x_TI[rows])
         out_KMO = out_TO[rows].view(count, -1, out_TO.shape[1])
         for index, (start, width) in enumerate(slab.columns):
-            h_KMp, b_Kpo = _factors(slab, part, h_KMpGR, index)
+            h_KMp, b_Kpo = _of_slice(h_KMC, index, factors), factors.b_Kpo[index]
             out_KMO.narrow(2, start, width).baddbmm_(h_KMp, b_Kpo)
         return
-    h_KMpGR = _shrink(slab, part, x_TI.index_select(0, rows.takes_KM))
-    y_PO = out_TO.new_empty((rows.takes_KM.shape[0], out_TO.shape[1]))
-    y_KMO = y_PO.view(count, -1, out_TO.shape[1])
+    h_KMC = _shrink(factors, x_TI.index_select(0, rows.takes_KM))
+    y_LO = out_TO.new_empty((rows.takes_KM.shape[0], out_TO.shape[1]))
+    y_KMO = y_LO.view(count, -1, out_TO.shape[1])
     for index, (start, width) in enumerate(slab.columns):
-        h_KMp, b_Kpo = _factors(slab, part, h_KMpGR, index)
+        h_KMp, b_Kpo = _of_slice(h_KMC, index, factors), factors.b_Kpo[index]
         torch.bmm(h_KMp, b_Kpo, out=y_KMO.narrow(2, start, width))
-    y_nO = y_PO if rows.places_n is None else y_PO.index_select(0, rows.places_n)
+    y_nO = y_LO if rows.places_n is None else y_LO.index_select(0, rows.places_n)
     out_TO.index_add_(0, rows.rows_n, y_nO)
 
 
-def _shrink(slab: LoraSlab, part: LoraPart, x_nI: Tensor) -> Tensor:
-    """Multiply each place with its adapter's A; ``[K, M, p, G, R]``."""
-    a_PGRI = slab.a_PGRI[part.pages]
-    x_KMI = x_nI.view(part.num_adapters, -1, x_nI.shape[1])
-    a_KCI = a_PGRI.view(part.num_adapters, -1, a_PGRI.shape[3])
-    h_KMC = torch.bmm(x_KMI, a_KCI.transpose(1, 2))
-    return h_KMC.view(*h_KMC.shape[:2], -1, a_PGRI.shape[1], PAGE_RANK)
+def _shrink(factors: Factors, x_nI: Tensor) -> Tensor:
+    """Multiply each place with its adapter's A; ``[K, M, C]``."""
+    return torch.bmm(x_nI.view(factors.a_KIC.shape[0], -1, x_nI.shape[1]), factors.a_KIC)
 
 
-def _factors(slab: LoraSlab, part: LoraPart, h_KMpGR: Tensor, index: int) -> tuple[Tensor, Tensor]:
-    """Return both factors of one slice's product."""
-    b_PRo = slab.b_PRo[index][part.pages]
-    return h_KMpGR[:, :, :, index].flatten(2), b_PRo.view(part.num_adapters, -1, b_PRo.shape[2])
+def _of_slice(h_KMC: Tensor, index: int, factors: Factors) -> Tensor:
+    """Return what one slice's B is multiplied with; ``[K, M, p]``."""
+    num_slices = len(factors.b_Kpo)
+    if num_slices == 1:
+        return h_KMC
+    if h_KMC.shape[2] == num_slices * PAGE_RANK:
+        return h_KMC.narrow(2, index * PAGE_RANK, PAGE_RANK)
+    h_KMqGR = h_KMC.view(*h_KMC.shape[:2], -1, num_slices, PAGE_RANK)
+    return h_KMqGR[:, :, :, index].flatten(2)
