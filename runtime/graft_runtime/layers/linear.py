@@ -35,6 +35,11 @@ _reorder = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001
 _linear_pointwise = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
 
 
+def multiplies_natively(like: Tensor) -> bool:
+    """Tell whether products of small matrices in a tensor's dtype, on its device, are fast."""
+    return like.dtype == torch.float32 or _can_pack(like)
+
+
 def _can_pack(weight_OI: Tensor) -> bool:
     return (
         weight_OI.device.type == "cpu"

@@ -21,6 +21,7 @@ from graft_runtime.layers.attention.base import (
 )
 from graft_runtime.layers.attention.choose import choose_attention
 from graft_runtime.layers.attention.cpu import CpuAttention
+from graft_runtime.layers.attention.cpu_decode import Decode, group_decodes
 from graft_runtime.layers.attention.gather import GatherAttention, Piece, groups
 from graft_runtime.layers.attention.varlen import FEATURES, VarlenAttention
 from graft_runtime.layers.batch import ForwardBatch
@@ -145,6 +146,55 @@ def test_any_mix_of_chunks_and_decodes(
     cap = None if backend.startswith("varlen") else softcap
     traits = AttentionTraits(0.4, (other_window, window), cap)
     check(shapes, tables, 50, traits, BACKENDS[backend])
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("window", [None, 6])
+def test_many_decodes_of_unlike_length_are_computed_together(
+    window: int | None, softcap: float | None
+) -> None:
+    lengths = [1, 3, 4, 5, 8, 9, 60, 61, 62, 63, 30, 2]
+    free = list(range(120))
+    random.Random(1).shuffle(free)
+    tables = [[free.pop() for _ in range(-(-length // BLOCK))] for length in lengths]
+    shapes = [(1, length) for length in lengths]
+    check(
+        [*shapes, (5, 7)], [*tables, free[:2]], 120, AttentionTraits(0.4, (None, window), softcap)
+    )
+
+
+def test_decodes_share_a_product_unless_too_much_of_it_is_padding() -> None:
+    def decode(blocks: int) -> Decode:
+        return Decode(0, list(range(blocks)), 0, blocks * 32)
+
+    found = group_decodes([decode(blocks) for blocks in (5, 6, 7, 8, 64, 60, 400)], 32)
+    assert [[len(one.blocks) for one in group] for group in found] == [
+        [400],
+        [64, 60],
+        [8, 7, 6, 5],
+    ]
+    assert [len(group) for group in group_decodes([decode(8)] * 70, 32)] == [32, 32, 6]
+
+
+def test_what_an_ended_request_left_in_a_block_reaches_nobody() -> None:
+    kv = PagedKv(1, 4, BLOCK, KV_HEADS, DIM, torch.float32, CPU)
+    left = torch.full((4 * BLOCK, KV_HEADS, DIM), float("nan"))
+    kv.write(0, left, left, torch.arange(4 * BLOCK))
+    batch = ForwardBatch(
+        token_ids_T=torch.zeros(4, dtype=torch.int64),
+        positions_T=torch.zeros(4, dtype=torch.int64),
+        slot_mapping_T=torch.arange(4) * BLOCK,
+        query_starts=[0, 1, 2, 3, 4],
+        seq_lens=[1] * 4,
+        block_tables=[[0], [1], [2], [3]],
+        adapter_slots=[0] * 4,
+        rope_variants=[0] * 4,
+        logits_rows_S=torch.zeros(0, dtype=torch.int64),
+    )
+    values = torch.randn(4, KV_HEADS, DIM)
+    step = CpuAttention(kv, AttentionTraits(1.0, (None,))).prepare(batch)
+    out = step.attend(0, torch.randn(4, HEADS, DIM), torch.randn(4, KV_HEADS, DIM), values)
+    assert torch.equal(out, values.repeat_interleave(HEADS // KV_HEADS, dim=1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,7 +5,7 @@ Shape legend: T tokens, Q query heads, K key/value heads, D head size, N blocks,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,7 +53,12 @@ class AttentionTraits:
 
 
 class PagedKv:
-    """Keys and values of every layer: ``[num_blocks, block_size, kv_heads, head_dim]`` each."""
+    """Keys and values of every layer: ``[num_blocks, block_size, kv_heads, head_dim]`` each.
+
+    On a CPU a head's part of a block is one piece of memory, so that the blocks of many requests
+    can be gathered by copies of kilobytes into what a batched product reads; on other devices a
+    token's part is, which is what their kernels ask for. The axes are the same for both.
+    """
 
     def __init__(
         self,
@@ -65,20 +70,32 @@ class PagedKv:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_blocks, block_size, kv_heads, head_dim)
-
+        by_head = device.type == "cpu"
+        each = (num_blocks, block_size, kv_heads, head_dim)
+        if by_head:
+            each = (kv_heads, num_blocks, block_size, head_dim)
         # Zeros, not whatever was in memory: a stale NaN would survive any mask.
-        def allocate() -> list[Tensor]:
-            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-
+        both = torch.zeros((2, num_layers, *each), dtype=dtype, device=device)
+        if by_head:
+            both = both.permute(0, 1, 3, 4, 2, 5)
         self.block_size = block_size
-        self.keys_NBKD = allocate()
-        self.values_NBKD = allocate()
+        self._both = both
+        self.keys_NBKD = list(both[0])
+        self.values_NBKD = list(both[1])
 
     def write(self, layer: int, keys_TKD: Tensor, values_TKD: Tensor, slots_T: Tensor) -> None:
         """Store this step's keys and values where the slot mapping says."""
         self.keys_NBKD[layer].flatten(0, 1).index_copy_(0, slots_T, keys_TKD)
         self.values_NBKD[layer].flatten(0, 1).index_copy_(0, slots_T, values_TKD)
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Make blocks zero in every layer, before their first token is written.
+
+        A backend that reads whole blocks needs it: what an ended request left behind may be NaN.
+        """
+        if blocks:
+            index = torch.tensor(blocks, dtype=torch.int64, device=self._both.device)
+            self._both.index_fill_(2, index, 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,35 @@
-"""Attention in plain torch over views of the paged cache; the reference for every other backend.
+"""Attention in plain torch over the paged cache; the reference for every other backend.
 
-Each request is one call of scaled dot product attention, over the part of its context that the
-layer's window shows. A request whose blocks ascend without gaps reads the cache in place; any other
-has its blocks gathered.
+A piece of a prompt is one call of scaled dot product attention, over the part of its context that
+the layer's window shows. A request whose blocks ascend without gaps reads the cache in place; any
+other has its blocks gathered. Requests that decode are computed together (`cpu_decode.py`).
 
-Shape legend: T tokens in the step, n tokens of one request, L the length of what they see, Q query
-heads, K key/value heads, G = Q / K, D head size, N blocks, B block size.
+Shape legend: T tokens in the step, n tokens of one request, R requests of a group, L the length of
+what they see, Q query heads, K key/value heads, G = Q / K, D head size, N blocks, B block size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from graft_runtime.layers.attention.base import AttentionTraits, PagedKv
+from graft_runtime.layers.attention.cpu_decode import (
+    LEAST_ROWS,
+    BlockBuffer,
+    Decode,
+    DecodeGroup,
+    attend_group,
+    build_group,
+    group_decodes,
+)
 from graft_runtime.layers.batch import ForwardBatch
+from graft_runtime.layers.linear import multiplies_natively
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,14 @@ class _Row:
     """Added to the scores; None when nothing or exactly the upper triangle is hidden."""
 
 
+class _Step(NamedTuple):
+    """A step's rows in layers of one window."""
+
+    rows: list[_Row]
+    """Computed one by one."""
+    groups: list[DecodeGroup]
+
+
 class CpuAttention:
     """The backend for CPUs. It runs on any device, only not fast."""
 
@@ -44,39 +64,66 @@ class CpuAttention:
         self._kv = kv
         self._traits = traits
         self._windows = sorted(set(traits.windows), key=lambda window: window or 0)
+        self._groups_decodes = multiplies_natively(kv.keys_NBKD[0])
+        self._buffer = BlockBuffer()
 
     def prepare(self, batch: ForwardBatch) -> CpuStepAttention:
         """Find each request's blocks and masks, once for each window that layers have."""
-        rows_of = {window: self._rows(batch, window) for window in self._windows}
-        return CpuStepAttention(self._kv, self._traits, rows_of, batch.slot_mapping_T)
+        self._kv.clear(_begun_blocks(batch, self._kv.block_size))
+        steps = {window: self._step(batch, window) for window in self._windows}
+        return CpuStepAttention(self._kv, self._traits, steps, batch.slot_mapping_T, self._buffer)
 
-    def _rows(self, batch: ForwardBatch, window: int | None) -> list[_Row]:
+    def _step(self, batch: ForwardBatch, window: int | None) -> _Step:
+        rows: list[_Row] = []
+        decodes: list[Decode] = []
         bounds = zip(batch.query_starts[:-1], batch.query_starts[1:], strict=True)
-        return [
-            self._row((start, end), length, table, window)
-            for (start, end), length, table in zip(
-                bounds, batch.seq_lens, batch.block_tables, strict=True
-            )
-            if end > start
-        ]
+        for (start, end), context, table in zip(
+            bounds, batch.seq_lens, batch.block_tables, strict=True
+        ):
+            if end == start + 1 and self._groups_decodes:
+                decodes.append(self._decode(start, context, table, window))
+            elif end > start:
+                rows.append(self._row((start, end), context, table, window))
+        groups: list[DecodeGroup] = []
+        for group in group_decodes(decodes, self._kv.block_size):
+            if len(group) >= LEAST_ROWS:
+                groups.append(build_group(group, self._kv.block_size))
+            else:
+                rows += [self._single(one) for one in group]
+        return _Step(rows, groups)
+
+    def _decode(self, token: int, context: int, table: list[int], window: int | None) -> Decode:
+        block_size = self._kv.block_size
+        first = 0 if window is None else max(0, context - window)
+        used = table[first // block_size : -(-context // block_size)]
+        return Decode(token, used, first % block_size, context - first)
+
+    def _single(self, one: Decode) -> _Row:
+        first_slot, blocks = self._place(one.blocks, one.first)
+        return _Row(one.token, one.token + 1, one.length, first_slot, blocks, None)
 
     def _row(
         self, bounds: tuple[int, int], context: int, table: list[int], window: int | None
     ) -> _Row:
         start, end = bounds
-        keys, block_size = self._kv.keys_NBKD[0], self._kv.block_size
+        block_size = self._kv.block_size
         count = end - start
         first = 0 if window is None else max(0, context - count - window + 1)
         used = table[first // block_size : -(-context // block_size)]
-        is_run = used == list(range(used[0], used[0] + len(used)))
-        blocks = None if is_run else torch.tensor(used, dtype=torch.int64, device=keys.device)
-        first_slot = first % block_size + (used[0] * block_size if is_run else 0)
+        first_slot, blocks = self._place(used, first % block_size)
         length = context - first
         is_triangle = count == length and (window is None or count <= window)
         mask = None
         if count > 1 and (self._traits.softcap is not None or not is_triangle):
-            mask = _chunk_mask(count, length, window, keys)
+            mask = _chunk_mask(count, length, window, self._kv.keys_NBKD[0])
         return _Row(start, end, length, first_slot, blocks, mask)
+
+    def _place(self, used: Sequence[int], offset: int) -> tuple[int, Tensor | None]:
+        """Return where a context begins, and the blocks to gather if they are no ascending run."""
+        if list(used) == list(range(used[0], used[0] + len(used))):
+            return offset + used[0] * self._kv.block_size, None
+        device = self._kv.keys_NBKD[0].device
+        return offset, torch.tensor(used, dtype=torch.int64, device=device)
 
 
 class CpuStepAttention:
@@ -86,48 +133,61 @@ class CpuStepAttention:
         self,
         kv: PagedKv,
         traits: AttentionTraits,
-        rows_of: dict[int | None, list[_Row]],
+        steps: dict[int | None, _Step],
         slots_T: Tensor,
+        buffer: BlockBuffer,
     ) -> None:
         self._kv = kv
         self._traits = traits
-        self._rows_of = rows_of
+        self._steps = steps
         self._slots_T = slots_T
+        self._buffer = buffer
 
     def attend(self, layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Store this step's keys and values, then attend; returns ``[T, Q, D]``."""
         self._kv.write(layer, k_TKD, v_TKD, self._slots_T)
-        keys, values = self._kv.keys_NBKD[layer], self._kv.values_NBKD[layer]
         traits = self._traits
         num_tokens, num_heads, head_dim = q_TQD.shape
         q_TKGD = q_TQD.view(num_tokens, k_TKD.shape[1], -1, head_dim)
-        parts = []
-        for row in self._rows_of[traits.windows[layer]]:
-            k_KLD, v_KLD = _context(keys, row), _context(values, row)
-            q_nKGD = q_TKGD[row.start : row.end]
-            if traits.softcap is not None:
-                parts.append(
-                    _attend_capped(q_nKGD, k_KLD, v_KLD, row.mask_nL, traits.scale, traits.softcap)
-                )
-            elif row.end - row.start == 1:
-                parts.append(_attend_decode(q_nKGD, k_KLD, v_KLD, traits.scale))
-            else:
-                parts.append(_attend_chunk(q_nKGD, k_KLD, v_KLD, row.mask_nL, traits.scale))
-        out_TKGD = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return out_TKGD.reshape(num_tokens, num_heads, head_dim)
+        out_TKGD = torch.empty_like(q_TKGD, memory_format=torch.contiguous_format)
+        step = self._steps[traits.windows[layer]]
+        for row in step.rows:
+            out_TKGD[row.start : row.end] = self._attend_row(layer, row, q_TKGD)
+        for group in step.groups:
+            part_RKGD = attend_group(self._kv, layer, group, q_TKGD, traits, self._buffer)
+            out_TKGD.index_copy_(0, group.tokens_R, part_RKGD)
+        return out_TKGD.view(num_tokens, num_heads, head_dim)
+
+    def _attend_row(self, layer: int, row: _Row, q_TKGD: Tensor) -> Tensor:
+        keys, values = self._kv.keys_NBKD[layer], self._kv.values_NBKD[layer]
+        k_KLD, v_KLD = _context(keys, row), _context(values, row)
+        q_nKGD = q_TKGD[row.start : row.end]
+        scale, softcap = self._traits.scale, self._traits.softcap
+        if softcap is not None:
+            return _attend_capped(q_nKGD, k_KLD, v_KLD, row.mask_nL, scale, softcap)
+        if row.end - row.start == 1:
+            return _attend_decode(q_nKGD, k_KLD, v_KLD, scale)
+        return _attend_chunk(q_nKGD, k_KLD, v_KLD, row.mask_nL, scale)
+
+
+def _begun_blocks(batch: ForwardBatch, block_size: int) -> list[int]:
+    """Return the blocks whose first token this step writes."""
+    begun: list[int] = []
+    bounds = zip(batch.query_starts[:-1], batch.query_starts[1:], strict=True)
+    for (start, end), context, table in zip(
+        bounds, batch.seq_lens, batch.block_tables, strict=True
+    ):
+        past = context - (end - start)
+        begun += table[-(-past // block_size) : -(-context // block_size)]
+    return begun
 
 
 def _context(cache_NBKD: Tensor, row: _Row) -> Tensor:
     """Return the keys or values a row attends to, ``[K, L, D]``, in place where they lie so."""
+    cache_KND = cache_NBKD.permute(2, 0, 1, 3)
     if row.blocks is not None:
-        cache_NBKD = cache_NBKD.index_select(0, row.blocks)
-    kv_heads, head_dim = cache_NBKD.shape[2:]
-    # One call instead of flatten, slice and transpose: this runs per row and layer.
-    return cache_NBKD.as_strided(
-        (kv_heads, row.length, head_dim),
-        (head_dim, kv_heads * head_dim, 1),
-        row.first_slot * kv_heads * head_dim,
-    )
+        cache_KND = cache_KND.index_select(1, row.blocks)
+    return cache_KND.flatten(1, 2)[:, row.first_slot : row.first_slot + row.length]
 
 
 def _attend_decode(q_1KGD: Tensor, k_KLD: Tensor, v_KLD: Tensor, scale: float) -> Tensor:
