@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -30,7 +30,7 @@ NUM_SHARDS = 16
 and a change rewrites a sixteenth."""
 
 SERVED_NAME_MAX = 128
-_LATER_FIELDS = frozenset({"access", "tenant"})
+_LATER_FIELDS = frozenset({"access", "tenant", "chat_template", "chatTemplate"})
 """Fields of an entry that came after protocol 1."""
 
 
@@ -90,10 +90,14 @@ class AdapterEntry(Message):
     """Hashes of the API keys that open it; None opens it to everybody, () to nobody. Since 2."""
     tenant: TenantLimits | None = None
     """What its namespace is allowed. Since 2."""
+    chat_template: Literal[True] | None = None
+    """Whether its own chat template belongs to its files and renders its chats. Since 3."""
 
     @property
     def min_protocol(self) -> int:
         """The lowest protocol whose runtimes understand this entry."""
+        if self.chat_template:
+            return 3
         return 1 if self.access is None and self.tenant is None else 2
 
     @model_serializer(mode="wrap")

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+TEMPLATE_FILE = "chat_template.jinja"
+"""A chat template, at the top of a model's or an adapter's folder."""
 SHORT_DIGEST_LENGTH = 12
 """Hex digits of a digest that a revision name shows."""
 
@@ -51,10 +53,17 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def is_adapter_file(path: str) -> bool:
+def is_adapter_file(path: str, *, with_template: bool = False) -> bool:
     """Tell whether a file at an adapter's top level belongs to its identity.
 
-    Only the config and the safetensors weights do; tokenizers, templates and readme files beside
-    them are never loaded and so never change what is served.
+    The config and the safetensors weights do; tokenizers and readme files beside them are never
+    loaded and so never change what is served.
+
+    Args:
+        path: Relative to the adapter's folder.
+        with_template: Whether the adapter is served with its own chat template, which then belongs
+            to what is served, too.
     """
+    if with_template and path == TEMPLATE_FILE:
+        return True
     return path == "adapter_config.json" or ("/" not in path and path.endswith(".safetensors"))

@@ -94,6 +94,15 @@ def grammar(model_dir: Path) -> None:
     run_grammar_worker(model_dir)
 
 
+@main.command(hidden=True)
+def template() -> None:
+    """Run a process for adapters' chat templates (started by the loader and the server)."""
+    _become_child("template")
+    from graft_runtime.text.guest_template import run_template_worker
+
+    run_template_worker()
+
+
 async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) -> int:
     """Run everything until a signal, drain, and return the exit status."""
     # Here, so that the children start without what only the server needs.

@@ -7,6 +7,7 @@ GraftRuntimeError
 |-- ShapeError                 a caller inside the runtime passed tensors that disagree
 |-- ChildDiedError             the engine or loader process is gone
 |-- GrammarError               a form that an output should have cannot be followed
+|-- TemplateRefusalError       a chat template does not take the messages
 |-- PluginError                a logits processor is absent, broken or refuses its arguments
 `-- RequestError               a request gets this as its answer
     |-- InvalidRequestError        400/422: a parameter cannot be honoured
@@ -77,6 +78,10 @@ class ChildDiedError(GraftRuntimeError):
 
 class GrammarError(GraftRuntimeError):
     """A form that an output should have is malformed, not supported or too large; says which."""
+
+
+class TemplateRefusalError(GraftRuntimeError):
+    """A chat template does not take the messages; whoever applied it answers the request."""
 
 
 class PluginError(GraftRuntimeError):

@@ -108,13 +108,22 @@ def test_what_an_older_runtime_cannot_know_is_left_out_while_it_says_nothing() -
     (shard,) = [one for one in build_shards([entry()]) if one.entries]
     assert shard.min_protocol == 1
     (document,) = json.loads(shard.to_json())["entries"]
-    assert not document.keys() & {"access", "tenant"}
+    assert not document.keys() & {"access", "tenant", "chatTemplate"}
 
 
 @pytest.mark.parametrize(
-    "later", [{"access": ()}, {"access": (key_hash("a"),)}, {"tenant": TenantLimits(weight=2)}]
+    ("since", "later"),
+    [
+        (2, {"access": ()}),
+        (2, {"access": (key_hash("a"),)}),
+        (2, {"tenant": TenantLimits(weight=2)}),
+        (3, {"chat_template": True}),
+        (3, {"chat_template": True, "access": ()}),
+    ],
 )
-def test_an_entry_that_an_older_runtime_would_misread_says_so(later: dict[str, object]) -> None:
+def test_an_entry_that_an_older_runtime_would_misread_says_so(
+    since: int, later: dict[str, object]
+) -> None:
     shard = build_shards([entry("shout", **later)])[shard_index("shout")]
-    assert shard.min_protocol == 2
+    assert shard.min_protocol == since
     assert parse_shard(shard.to_json()) == shard

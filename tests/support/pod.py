@@ -225,12 +225,14 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def entry_for(name: str, folder: Path, **fields: Any) -> AdapterEntry:
+def entry_for(
+    name: str, folder: Path, *, with_template: bool = False, **fields: Any
+) -> AdapterEntry:
     """Return a desired entry for an adapter in a folder, pinned to what lies there now."""
     files = [
         FileRecord(file.name, file.stat().st_size, file_sha256(file) or "")
         for file in folder.iterdir()
-        if is_adapter_file(file.name)
+        if is_adapter_file(file.name, with_template=with_template)
     ]
     digest = manifest_digest(files)
     values = {
@@ -238,6 +240,7 @@ def entry_for(name: str, folder: Path, **fields: Any) -> AdapterEntry:
         "served_name": name,
         "uri": folder.resolve().as_uri(),
         "digest": digest,
+        "chat_template": True if with_template else None,
     }
     return AdapterEntry.model_validate(values | fields)
 

@@ -181,15 +181,14 @@ def adapter() -> None:
 @click.option("--secret", help="Secret with the credentials that pods use.")
 @click.option("--endpoint", help="Object store of an s3:// URI; keys come from AWS_* variables.")
 @click.option("--overwrite", is_flag=True, help="Replace another version at the same URI.")
+@click.option("--chat-template", is_flag=True, help="Serve it with its own chat_template.jinja.")
 def publish(
     folder: Path,
     uri: str,
-    name: str | None,
-    namespace: str | None,
-    service: str,
-    secret: str | None,
     endpoint: str | None,
     overwrite: bool,
+    chat_template: bool,
+    **names: str | None,
 ) -> None:
     """Copy an adapter's files from FOLDER to URI and print the LoraAdapter manifest.
 
@@ -197,6 +196,5 @@ def publish(
     """
     from graft_operator.cli.publish import Publication, run_publish
 
-    wanted = Publication(folder, uri, endpoint, overwrite)
-    names = {"name": name, "namespace": namespace, "service": service, "secret": secret}
+    wanted = Publication(folder, uri, endpoint, overwrite, with_template=chat_template)
     run_publish(wanted, names)

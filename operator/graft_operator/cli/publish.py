@@ -17,7 +17,7 @@ from obstore.store import LocalStore, S3Store
 
 from graft_operator.constants import API_VERSION, KIND_ADAPTER
 from graft_operator.errors import PublishError
-from graft_protocol.digest import FileRecord, is_adapter_file, manifest_digest
+from graft_protocol.digest import TEMPLATE_FILE, FileRecord, is_adapter_file, manifest_digest
 
 CONFIG = "adapter_config.json"
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -32,6 +32,8 @@ class Publication:
     uri: str
     endpoint: str | None = None
     overwrite: bool = False
+    with_template: bool = False
+    """Whether the adapter is to be served with its own chat template."""
 
 
 def run_publish(wanted: Publication, names: Mapping[str, str | None]) -> None:
@@ -40,7 +42,7 @@ def run_publish(wanted: Publication, names: Mapping[str, str | None]) -> None:
     Raises:
         PublishError: The folder holds no adapter, or it could not be copied.
     """
-    files = adapter_files(wanted.folder)
+    files = adapter_files(wanted.folder, with_template=wanted.with_template)
     digest = publish(wanted, files)
     total = sum(path.stat().st_size for path in files.values())
     click.echo(f"published {len(files)} files, {total} bytes, {digest}", err=True)
@@ -48,17 +50,24 @@ def run_publish(wanted: Publication, names: Mapping[str, str | None]) -> None:
     click.echo(yaml.safe_dump(document, sort_keys=False), nl=False)
 
 
-def adapter_files(folder: Path) -> dict[str, Path]:
+def adapter_files(folder: Path, *, with_template: bool = False) -> dict[str, Path]:
     """Return the files of a folder that make up the adapter.
+
+    Args:
+        folder: Where they are.
+        with_template: Whether its own chat template is one of them.
 
     Raises:
         PublishError: Something is missing, or the weights are not safetensors.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    found = {name: folder / name for name in names if is_adapter_file(name)}
-    if CONFIG not in found:
-        raise PublishError(f"{folder} has no {CONFIG}")
-    if len(found) == 1:
+    found = {
+        name: folder / name for name in names if is_adapter_file(name, with_template=with_template)
+    }
+    for needed in (CONFIG, TEMPLATE_FILE) if with_template else (CONFIG,):
+        if needed not in found:
+            raise PublishError(f"{folder} has no {needed}")
+    if not any(name.endswith(".safetensors") for name in found):
         unsafe = next((name for name in names if name.endswith(UNSAFE_SUFFIXES)), None)
         hint = f" ({unsafe} is not loaded: it can run code)" if unsafe else ""
         raise PublishError(f"{folder} has no safetensors file{hint}")
@@ -75,7 +84,7 @@ def publish(wanted: Publication, files: Mapping[str, Path]) -> str:
     digest = manifest_digest(records.values())
     try:
         store, prefix = open_store(wanted.uri, wanted.endpoint)
-        present = _present(store, prefix)
+        present = _present(store, prefix, with_template=wanted.with_template)
         if _is_published(store, prefix, present, records):
             return digest
         if present and not wanted.overwrite:
@@ -119,11 +128,16 @@ def manifest(wanted: Publication, digest: str, names: Mapping[str, str | None]) 
     source: dict[str, Any] = {"uri": wanted.uri, "digest": digest}
     if names.get("secret"):
         source["credentialsSecretRef"] = {"name": names["secret"]}
+    template = {"chatTemplate": "Adapter"} if wanted.with_template else {}
     return {
         "apiVersion": API_VERSION,
         "kind": KIND_ADAPTER,
         "metadata": metadata,
-        "spec": {"inferenceServiceRef": {"name": names.get("service")}, "source": source},
+        "spec": {
+            "inferenceServiceRef": {"name": names.get("service")},
+            "source": source,
+            **template,
+        },
     }
 
 
@@ -133,11 +147,15 @@ def _record(name: str, path: Path) -> FileRecord:
     return FileRecord(name, path.stat().st_size, digest)
 
 
-def _present(store: Store, prefix: str) -> dict[str, int]:
+def _present(store: Store, prefix: str, *, with_template: bool) -> dict[str, int]:
     """Return the adapter files directly under a prefix, with their sizes."""
     listed = obstore.list_with_delimiter(store, prefix or None)["objects"]
     names = {item["path"].rpartition("/")[2]: item["size"] for item in listed}
-    return {name: size for name, size in names.items() if is_adapter_file(name)}
+    return {
+        name: size
+        for name, size in names.items()
+        if is_adapter_file(name, with_template=with_template)
+    }
 
 
 def _is_published(

@@ -127,4 +127,5 @@ def _entry(
         required_for_readiness=adapter.spec.required_for_readiness,
         access=grant.access,
         tenant=grant.tenant,
+        chat_template=True if revision.chat_template else None,
     )

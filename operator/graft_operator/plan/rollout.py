@@ -37,7 +37,11 @@ def wanted_revision(adapter: LoraAdapter) -> RevisionStatus:
     namespace, name = adapter.metadata.namespace, adapter.metadata.name
     source, status = adapter.spec.source, adapter.status
     credential = _credential_of(adapter)
-    wanted = content_hash(f"{source.uri}\n{source.digest or ''}\n{credential or ''}".encode())
+    has_template = adapter.spec.chat_template == "Adapter"
+    # Only where there is one, so that versions from before keep their hash.
+    mark = "\nchat template" if has_template else ""
+    text = f"{source.uri}\n{source.digest or ''}\n{credential or ''}{mark}"
+    wanted = content_hash(text.encode())
     for known in (status.current_revision, status.candidate_revision):
         if known is not None and known.source_hash == wanted and known.digest:
             return known
@@ -51,6 +55,7 @@ def wanted_revision(adapter: LoraAdapter) -> RevisionStatus:
         uri=source.uri,
         credential=credential,
         source_hash=wanted,
+        chat_template=True if has_template else None,
     )
 
 

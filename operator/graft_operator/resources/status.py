@@ -87,6 +87,8 @@ class RevisionStatus(Open):
     """Content identity."""
     uri: Text
     """Where this version's files are."""
+    chat_template: bool | None = None
+    """Whether its own chat template belongs to it."""
     credential: Text | None = None
     """Key of the credential that opens them."""
     source_hash: Text

@@ -305,6 +305,9 @@ class LoraAdapterSpec(Closed):
     """The service. Cannot be changed."""
     source: AdapterSource
     """Where the files are."""
+    chat_template: Literal["Model", "Adapter"] = "Model"
+    """Whose chat template renders messages: the base model's, or the adapter's own
+    `chat_template.jinja`, which then belongs to its content and so to its digest."""
     served_name: ServedName | None = None
     """The name requests use. Defaults to the object's name. `<namespace>/<name>` always works."""
     aliases: Annotated[tuple[ServedName, ...], Field(max_length=16)] = ()

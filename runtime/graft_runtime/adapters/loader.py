@@ -22,6 +22,7 @@ import zmq.asyncio
 
 from graft_protocol.reasons import Reason
 from graft_runtime.adapters.credential_file import read_credential
+from graft_runtime.adapters.own_template import TemplateInspector, has_template
 from graft_runtime.adapters.slot_store import PreparedSlot, SlotTarget, prepare_slot
 from graft_runtime.errors import ReasonedError
 from graft_runtime.ipc.channel import AsyncChannel
@@ -29,6 +30,7 @@ from graft_runtime.ipc.messages import (
     AdapterPrepared,
     AdapterRefused,
     FromLoader,
+    GuestTemplate,
     LoaderProgress,
     LoaderReady,
     ModelPrepared,
@@ -50,7 +52,11 @@ from graft_runtime.sources.endpoints import SourcePolicy
 from graft_runtime.sources.factory import open_source
 from graft_runtime.sources.fetch import Wanted, fetch
 from graft_runtime.sources.pins import Pins
-from graft_runtime.sources.selection import adapter_files, model_files
+from graft_runtime.sources.selection import (
+    adapter_files,
+    adapter_files_with_template,
+    model_files,
+)
 from graft_runtime.sources.uri import parse_uri
 
 _log = logging.getLogger(__name__)
@@ -115,6 +121,7 @@ class Loader:
         # Apart, or the first of a thousand would be converted after the last has been fetched.
         self._conversions = asyncio.Semaphore(settings.load_concurrency)
         self._target: asyncio.Future[SlotTarget] = asyncio.get_running_loop().create_future()
+        self._templates = TemplateInspector()
         self._model: CacheEntry | None = None
         self._adapters: dict[str, CacheEntry] = {}
         """Pinned for as long as the server wants the revision."""
@@ -173,6 +180,7 @@ class Loader:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._templates.close()
         for entry in (*self._adapters.values(), *filter(None, [self._model])):
             entry.close()
 
@@ -220,6 +228,7 @@ class Loader:
             entry = await self._fetch_adapter(wish)
             digest = entry.digest
             entry, slot = await self._convert(wish, entry)
+            template = await self._template(wish, entry)
         except ReasonedError as error:
             refusal = AdapterRefused(wish.revision, error.reason, error.message, digest)
             self._channel.post(refusal)
@@ -231,19 +240,27 @@ class Loader:
             )
         else:
             self._pin(wish.revision, entry)
-            self._channel.post(_prepared(wish.revision, entry, slot))
+            self._channel.post(_prepared(wish.revision, entry, slot, template))
 
     async def _fetch_adapter(self, wish: PrepareAdapter) -> CacheEntry:
         limit = self._settings.max_adapter_bytes
-        wanted = Wanted(Kind.ADAPTER, adapter_files, limit, wish.digest)
+        select = adapter_files_with_template if wish.chat_template else adapter_files
+        wanted = Wanted(Kind.ADAPTER, select, limit, wish.digest)
         progress = _ProgressReporter(self._channel, wish.revision)
         async with self._loads:
             try:
                 async with asyncio.timeout(FETCH_TIMEOUT_SECONDS):
-                    return await self._fetch(wish, wanted, progress)
+                    entry = await self._fetch(wish, wanted, progress)
             except TimeoutError as error:
                 message = f"{wish.uri} was not read within {FETCH_TIMEOUT_SECONDS:g} s"
                 raise ReasonedError(Reason.LOAD_TIMEOUT, message) from error
+        if has_template(entry) != wish.chat_template:
+            # Found in the cache by a digest that is right for the other choice.
+            entry.close()
+            word = "without" if wish.chat_template else "with"
+            message = f"{entry.digest} is the digest of the adapter {word} its chat template"
+            raise ReasonedError(Reason.CHECKSUM_MISMATCH, message)
+        return entry
 
     async def _convert(
         self, wish: PrepareAdapter, entry: CacheEntry
@@ -259,6 +276,15 @@ class Loader:
             message = f"the disk cache does not keep what is written to it ({entry.digest})"
             raise ReasonedError(Reason.CACHE_FULL, message)
         return entry, slot
+
+    async def _template(self, wish: PrepareAdapter, entry: CacheEntry) -> GuestTemplate | None:
+        if not wish.chat_template:
+            return None
+        try:
+            return await self._templates.inspect(entry.files_dir)
+        except BaseException:
+            entry.close()
+            raise
 
     async def _try_convert(self, entry: CacheEntry) -> PreparedSlot | None:
         slot = None
@@ -282,7 +308,8 @@ class Loader:
             policy = replace(policy, allowed_uris=())
         uri = parse_uri(wish.uri)
         policy.check_uri(str(uri))
-        digest = wanted.digest or self._pins.digest_of(wanted.kind, wish.uri)
+        choice = "template" if isinstance(wish, PrepareAdapter) and wish.chat_template else ""
+        digest = wanted.digest or self._pins.digest_of(wanted.kind, wish.uri, choice=choice)
         entry = self._cache.open(wanted.kind, digest) if digest else None
         if entry is not None:
             return entry
@@ -294,11 +321,13 @@ class Loader:
             entry = await fetch(source, wanted, self._cache, progress)
             if uri.revision:
                 entry.origin = source.uri
-                self._pins.remember(wanted.kind, source.uri, entry.digest)
+                self._pins.remember(wanted.kind, source.uri, entry.digest, choice=choice)
         return entry
 
 
-def _prepared(revision: str, entry: CacheEntry, slot: PreparedSlot) -> AdapterPrepared:
+def _prepared(
+    revision: str, entry: CacheEntry, slot: PreparedSlot, template: GuestTemplate | None
+) -> AdapterPrepared:
     return AdapterPrepared(
         revision=revision,
         digest=entry.digest,
@@ -307,6 +336,7 @@ def _prepared(revision: str, entry: CacheEntry, slot: PreparedSlot) -> AdapterPr
         target_modules=slot.record.target_modules,
         path=str(slot.path),
         origin=entry.origin,
+        template=template,
     )
 
 

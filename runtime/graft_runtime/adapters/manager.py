@@ -320,7 +320,13 @@ class AdapterManager:
         revision.phase, revision.reason = Phase.FETCHING, Reason.DOWNLOADING
         revision.message = ""
         self._commands.append(
-            PrepareAdapter(entry.revision, entry.uri, entry.digest, entry.credential)
+            PrepareAdapter(
+                entry.revision,
+                entry.uri,
+                entry.digest,
+                entry.credential,
+                chat_template=bool(entry.chat_template),
+            )
         )
 
     def _register(self, revision: Revision) -> None:
@@ -368,8 +374,8 @@ STATES = {
 }
 
 
-def _source(entry: AdapterEntry) -> tuple[str, str | None, str | None]:
-    return entry.uri, entry.credential, entry.resolver
+def _source(entry: AdapterEntry) -> tuple[str | bool | None, ...]:
+    return entry.uri, entry.credential, entry.resolver, entry.chat_template
 
 
 def _report(revision: Revision, active_requests: int) -> RevisionReport:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from graft_protocol.digest import TEMPLATE_FILE
 from graft_protocol.reasons import Reason
 from graft_runtime.adapters.peft_config import CONFIG_FILE, PeftConfig, load_peft_config
 from graft_runtime.adapters.safetensors_header import TensorInfo, read_header, shown
@@ -106,7 +107,7 @@ def _check_files(folder: Path) -> None:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in names:
             raise ReasonedError(Reason.MALFORMED_ARTIFACT, f"there is no {name}")
-    others = sorted(names - {CONFIG_FILE, WEIGHTS_FILE})
+    others = sorted(names - {CONFIG_FILE, WEIGHTS_FILE, TEMPLATE_FILE})
     if others:
         message = f"only {WEIGHTS_FILE} would be used, not {shown(others[0])}"
         raise ReasonedError(Reason.UNUSED_TENSORS, message)

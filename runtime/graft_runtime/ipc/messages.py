@@ -273,6 +273,8 @@ class PrepareAdapter(msgspec.Struct, frozen=True, tag=True):
     uri: str
     digest: str | None = None
     credential: str | None = None
+    chat_template: bool = False
+    """Whether its own chat template belongs to it."""
 
 
 class ReleaseAdapter(msgspec.Struct, frozen=True, tag=True):
@@ -315,6 +317,14 @@ class ModelRefused(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class GuestTemplate(msgspec.Struct, frozen=True):
+    """An adapter's own chat template, found to be usable."""
+
+    source: str
+    reads: tuple[str, ...]
+    """Names that it reads and does not set."""
+
+
 class AdapterPrepared(msgspec.Struct, frozen=True, tag=True):
     """A revision's slot file lies in ``path``, ready to be copied to the device."""
 
@@ -326,6 +336,7 @@ class AdapterPrepared(msgspec.Struct, frozen=True, tag=True):
     path: str
     origin: str | None = None
     """Where it was read from just now, with the commit that its revision meant."""
+    template: GuestTemplate | None = None
 
 
 class AdapterRefused(msgspec.Struct, frozen=True, tag=True):

@@ -126,7 +126,9 @@ class Gateway:
         if model is None or model in BASE_ALIASES or model == base:
             return Target(base, None)
         key = route_key or secrets.token_hex(8)
-        return Target(model, self._route(model, key).entry.revision, key)
+        revision = self._route(model, key)
+        template = None if revision.prepared is None else revision.prepared.template
+        return Target(model, revision.entry.revision, key, template)
 
     def check_admission(self, prompt_chars: int) -> None:
         """Refuse early, before any work is put into a request.

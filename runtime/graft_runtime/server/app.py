@@ -37,6 +37,7 @@ from graft_runtime.server.context import Frontend, exchange_of
 from graft_runtime.server.errors import as_request_error, family_of, wire_error
 from graft_runtime.server.exchange import stop
 from graft_runtime.server.grammars import GrammarChecker
+from graft_runtime.server.guest_templates import GuestRenderer
 from graft_runtime.server.internal import BearerMiddleware
 from graft_runtime.server.kserve import http as kserve
 from graft_runtime.server.limits import BODY_TIMEOUT_SECONDS, LimitsMiddleware
@@ -96,8 +97,8 @@ def create_app(
         adapters: Who loads adapters that clients ask for; None if nobody may.
         body_timeout_seconds: How long a request's body may take to arrive.
     """
-    grammars = GrammarChecker(backend.tokenizer_dir)
-    app = _application(_lifespan(metrics, grammars))
+    grammars, guests = GrammarChecker(backend.tokenizer_dir), GuestRenderer()
+    app = _application(_lifespan(metrics, grammars, guests))
     texts = texts or ModelTextLoader(backend.tokenizer_dir)
     app.state.frontend = Frontend(
         backend,
@@ -106,6 +107,7 @@ def create_app(
         texts,
         grammars,
         Plugins(),
+        guests,
         tracer or NoTracer(),
         logs_text=logs_text,
         adapters=adapters,
@@ -178,7 +180,7 @@ async def _routing_failed(request: Request, error: Exception) -> Response:
 
 
 def _lifespan(
-    metrics: Metrics, grammars: GrammarChecker
+    metrics: Metrics, grammars: GrammarChecker, guests: GuestRenderer
 ) -> Callable[[FastAPI], AsyncIterator[None]]:
     """Return a lifespan that measures the loop's delays and leaves no child behind."""
 
@@ -196,5 +198,6 @@ def _lifespan(
         finally:
             await stop(task)
             await grammars.close()
+            await guests.close()
 
     return lifespan

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from graft_protocol.status import RuntimeStatus
-from graft_runtime.ipc.messages import Sampling, TokenScore
+from graft_runtime.ipc.messages import GuestTemplate, Sampling, TokenScore
 
 BASE_ALIASES: Final = frozenset({None, "", "tgi", "dummy"})
 """What clients send as a model's name when they mean the base model."""
@@ -27,6 +27,8 @@ class Target:
     """None is the base model."""
     route_key: str = ""
     """What its revision was chosen by."""
+    template: GuestTemplate | None = None
+    """What renders its chats; None is the base model's."""
 
 
 @dataclass(frozen=True)

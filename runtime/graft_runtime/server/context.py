@@ -21,6 +21,7 @@ from graft_runtime.sampling.plugins import Plugins
 from graft_runtime.server.adapter_port import RuntimeAdapters
 from graft_runtime.server.backend import DEFAULT_TERMS, Backend, Terms
 from graft_runtime.server.grammars import GrammarChecker
+from graft_runtime.server.guest_templates import GuestRenderer
 from graft_runtime.server.tracing import NoTracer, Tracer
 from graft_runtime.text.model_text import ModelTextLoader
 
@@ -38,6 +39,7 @@ class Frontend:
     texts: ModelTextLoader
     grammars: GrammarChecker
     plugins: Plugins
+    guests: GuestRenderer = field(default_factory=GuestRenderer)
     tracer: Tracer = field(default_factory=NoTracer)
     logs_text: bool = False
     """Whether prompts and outputs come to stand in the log."""

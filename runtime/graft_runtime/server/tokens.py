@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from graft_runtime.errors import InvalidRequestError, NotReadyError
+from graft_runtime.server.backend import Target
 from graft_runtime.server.body import read_object
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
 from graft_runtime.server.fields import (
@@ -113,8 +114,8 @@ async def chat_tokenize(request: Request) -> Response:  # noqa: D103 - see the s
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
     body = await read_object(request)
     fields, exchange.ignored_fields = parse_fields(ChatTokenizeFields, body, TEMPLATE_UNSUPPORTED)
-    frontend.backend.resolve(fields.model)
-    text, ids = await _encode_chat(frontend, fields)
+    target = frontend.backend.resolve(fields.model, exchange.route_key)
+    text, ids = await _encode_chat(frontend, target, fields)
     pieces = await asyncio.to_thread(_pieces_of_tokens, text.tokenizer, ids)
     templated = "".join(piece["text"] for piece in pieces)
     answer = {"tokenize_response": pieces, "templated_text": templated}
@@ -138,8 +139,8 @@ async def _tokenize(frontend: Frontend, exchange: Exchange, body: dict[str, Any]
         raise InvalidRequestError("give either `prompt` or `messages`", param="prompt")
     if body.get("prompt") is None:
         chat, exchange.ignored_fields = parse_fields(TokenizeChatFields, body, TEMPLATE_UNSUPPORTED)
-        frontend.backend.resolve(chat.model)
-        text, ids = await _encode_chat(frontend, chat)
+        target = frontend.backend.resolve(chat.model, exchange.route_key)
+        text, ids = await _encode_chat(frontend, target, chat)
         return _counted(frontend, text.tokenizer, ids, with_texts=chat.return_token_strs)
     plain, exchange.ignored_fields = parse_fields(TokenizePromptFields, body, {})
     frontend.backend.resolve(plain.model)
@@ -164,9 +165,12 @@ def _counted(
     }
 
 
-async def _encode_chat(frontend: Frontend, fields: TemplateFields) -> tuple[ModelText, list[int]]:
+async def _encode_chat(
+    frontend: Frontend, target: Target, fields: TemplateFields
+) -> tuple[ModelText, list[int]]:
     tools = parse_tools(fields.tools, None, is_parallel=True)
-    text, _, prompt = await encode_chat(frontend, fields, parse_messages(fields.messages), tools)
+    messages = parse_messages(fields.messages)
+    text, _, prompt = await encode_chat(frontend, target, fields, messages, tools)
     return text, prompt.token_ids
 
 

@@ -24,8 +24,13 @@ class Pins:
     def __init__(self, cache_dir: Path) -> None:
         self._root = cache_dir / _FOLDER
 
-    def digest_of(self, kind: Kind, uri: str) -> str | None:
+    def digest_of(self, kind: Kind, uri: str, *, choice: str = "") -> str | None:
         """Return the digest of an immutable URI that was read before, else None.
+
+        Args:
+            kind: Of the content.
+            uri: Where it was read.
+            choice: Which of its files were, where there is more than one choice.
 
         Raises:
             ReasonedError: The URI is none.
@@ -33,23 +38,23 @@ class Pins:
         if not parse_uri(uri).is_immutable:
             return None
         try:
-            found = self._path(kind, uri).read_text()
+            found = self._path(kind, uri, choice).read_text()
         except (OSError, UnicodeDecodeError):
             return None
         return found if is_digest(found) else None
 
-    def remember(self, kind: Kind, uri: str, digest: str) -> None:
+    def remember(self, kind: Kind, uri: str, digest: str, *, choice: str = "") -> None:
         """Keep what an immutable URI holds; a disk that refuses costs only a look-up later."""
         if not parse_uri(uri).is_immutable:
             return
         with suppress(OSError):
             self._root.mkdir(exist_ok=True)
-            path = self._path(kind, uri)
+            path = self._path(kind, uri, choice)
             draft = path.with_suffix(".new")
             write_durably(draft, digest.encode())
             draft.replace(path)
 
-    def _path(self, kind: Kind, uri: str) -> Path:
+    def _path(self, kind: Kind, uri: str, choice: str) -> Path:
         """Name the file by what is wanted, in the URI's one spelling."""
-        text = f"{kind} {parse_uri(uri)}"
+        text = f"{kind} {parse_uri(uri)}" + (f" {choice}" if choice else "")
         return self._root / hashlib.sha256(text.encode()).hexdigest()

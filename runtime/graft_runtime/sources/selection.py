@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from graft_protocol.digest import is_adapter_file
+from graft_protocol.digest import TEMPLATE_FILE, is_adapter_file
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
 from graft_runtime.sources.base import SourceFile
@@ -38,7 +39,7 @@ _UNSAFE_SUFFIXES = (
 _MODEL_NAMES = frozenset(
     {
         "added_tokens.json",
-        "chat_template.jinja",
+        TEMPLATE_FILE,
         "config.json",
         "generation_config.json",
         "merges.txt",
@@ -64,6 +65,19 @@ def adapter_files(files: Sequence[SourceFile]) -> list[SourceFile]:
         ReasonedError: SourceNotFound, UnsafeFormat, MalformedArtifact or UnsafePath, naming a file.
     """
     return _choose(files, is_adapter_file, "adapter_config.json")
+
+
+def adapter_files_with_template(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """Choose the files that make an adapter with a chat template of its own.
+
+    Raises:
+        ReasonedError: As for `adapter_files`; MalformedArtifact if there is no template.
+    """
+    with_template = partial(is_adapter_file, with_template=True)
+    chosen = _choose(files, with_template, "adapter_config.json")
+    if not any(file.name == TEMPLATE_FILE for file in chosen):
+        raise ReasonedError(Reason.MALFORMED_ARTIFACT, f"there is no {TEMPLATE_FILE}")
+    return chosen
 
 
 def model_files(files: Sequence[SourceFile]) -> list[SourceFile]:

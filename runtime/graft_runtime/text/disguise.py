@@ -23,7 +23,7 @@ class Disguise:
         longest_first = sorted(filter(None, special_texts), key=len, reverse=True)
         self._longest = len(longest_first[0]) if longest_first else 0
         self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._mark = re.compile(rf"<{self._nonce}:(\d+)>")
+        self._mark = re.compile(rf"<{self._nonce}:(\d{{1,9}})>")
         self._hidden: list[str] = []
 
     @property
@@ -45,10 +45,14 @@ class Disguise:
         """Split rendered text into parts; the second value tells whether it was a hidden one."""
         pieces = self._mark.split(text)
         parts = [
-            (self._hidden[int(piece)], True) if index % 2 else (piece, False)
+            (self._behind(int(piece)), True) if index % 2 else (piece, False)
             for index, piece in enumerate(pieces)
         ]
         return [part for part in parts if part[0]]
+
+    def _behind(self, number: int) -> str:
+        """Return what a mark stands for; one that a template made up stands for nothing."""
+        return self._hidden[number] if number < len(self._hidden) else ""
 
     def _hidden_in(self, text: str) -> str:
         """Look window by window: one search keeps the interpreter to itself until it ends."""

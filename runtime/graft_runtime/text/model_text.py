@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from graft_runtime.errors import NotReadyError
-from graft_runtime.text.chat import ChatTemplate
+from graft_runtime.text.chat import ChatTemplate, read_named_tokens
 from graft_runtime.text.generation_config import read_sampling_defaults
 from graft_runtime.text.tokenizer import Tokenizer
 
@@ -21,6 +21,8 @@ class ModelText:
     chat: ChatTemplate | None
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
     """What the model's makers recommend."""
+    named_tokens: Mapping[str, str] = field(default_factory=dict)
+    """What ``bos_token`` and its like stand for, for templates of adapters."""
 
     @classmethod
     def load(cls, folder: Path) -> ModelText:
@@ -30,7 +32,8 @@ class ModelText:
             ReasonedError: A file is missing or malformed.
         """
         tokenizer, chat = Tokenizer.load(folder), ChatTemplate.load(folder)
-        return cls(tokenizer, chat, read_sampling_defaults(folder))
+        defaults, named = read_sampling_defaults(folder), read_named_tokens(folder)
+        return cls(tokenizer, chat, defaults, named)
 
 
 class ModelTextLoader:

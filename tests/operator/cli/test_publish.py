@@ -122,3 +122,20 @@ def test_a_store_that_refuses_ends_in_one_line(adapter: Path, s3: S3) -> None:
     assert done.exit_code == 1
     assert "s3://no-such-bucket/x" in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_its_own_chat_template_is_part_of_an_adapter_if_asked(
+    adapter: Path, tmp_path: Path
+) -> None:
+    missing = publish(adapter, (tmp_path / "a").as_uri(), "--chat-template")
+    assert missing.exit_code != 0
+    assert "has no chat_template.jinja" in missing.output
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    plain = yaml.safe_load(publish(adapter, (tmp_path / "a").as_uri()).stdout)
+    own = yaml.safe_load(publish(adapter, (tmp_path / "b").as_uri(), "--chat-template").stdout)
+    admit(own, None)
+    assert "chatTemplate" not in plain["spec"]
+    assert own["spec"]["chatTemplate"] == "Adapter"
+    assert own["spec"]["source"]["digest"] != plain["spec"]["source"]["digest"]
+    assert (tmp_path / "b" / "chat_template.jinja").is_file()
+    assert not (tmp_path / "a" / "chat_template.jinja").exists()

@@ -205,3 +205,23 @@ class Rollout(RuleBasedStateMachine):
 
 TestRollout = Rollout.TestCase
 TestRollout.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_an_own_chat_template_is_another_content() -> None:
+    plain = make_adapter(digest=None)
+    spec = plain.spec.model_copy(update={"chat_template": "Adapter"})
+    own = plain.model_copy(update={"spec": spec})
+    assert wanted_revision(own).id != wanted_revision(plain).id
+    (entry,) = adapter_entries(own, NAMES, [])
+    assert entry.chat_template is True
+    (entry,) = adapter_entries(plain, NAMES, [])
+    assert entry.chat_template is None
+
+
+def test_the_version_before_keeps_the_template_that_it_had() -> None:
+    plain = make_adapter()
+    current = wanted_revision(plain).model_copy(update={"chat_template": True})
+    status = plain.status.model_copy(update={"current_revision": current})
+    changed = make_adapter(uri="s3://a/v2", digest=DIGEST_2).model_copy(update={"status": status})
+    found = {entry.revision: entry.chat_template for entry in adapter_entries(changed, NAMES, [])}
+    assert found == {wanted_revision(changed).id: None, current.id: True}

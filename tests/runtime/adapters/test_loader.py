@@ -3,6 +3,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -108,7 +109,7 @@ async def test_every_failure_has_its_reason_and_concerns_no_other(
     dora = upload(s3, "dora", with_config(peft_adapter, tmp_path / "dora", use_dora=True))
     wide = upload(s3, "wide", with_config(peft_adapter, tmp_path / "wide", r=17))
     s3.put("pickled", {f"a/{CONFIG}": b"{}", "a/adapter_model.bin": b"\x80\x04."})
-    wishes: dict[str, tuple[str, dict[str, str], Reason]] = {
+    wishes: dict[str, tuple[str, dict[str, Any], Reason]] = {
         "dora": (dora, {"credential": "team-a"}, Reason.UNSUPPORTED_ADAPTER_TYPE),
         "wide": (wide, {"credential": "team-a"}, Reason.RANK_TOO_LARGE),
         "pickle": ("s3://pickled/a", {"credential": "team-a"}, Reason.UNSAFE_FORMAT),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from graft_runtime.errors import InvalidRequestError, NotReadyError, OverloadedError
+from graft_runtime.ipc.trial import TrialFailedError
 from graft_runtime.sampling.constraint import Constraint, ConstraintKind
 from graft_runtime.server import grammars
 from graft_runtime.server.grammars import GrammarChecker
@@ -79,26 +80,28 @@ async def test_a_slow_constraint_does_not_hold_up_a_quick_one(checker: GrammarCh
 
 
 async def test_a_constraint_that_needs_memory_is_refused(
-    checker: GrammarChecker,
+    checker: GrammarChecker, model_folder: Path
 ) -> None:
     """Give the process too little, which is the same as asking for too much."""
-    worker = await checker._start()
+    worker = await checker._processes._start(("grammar", str(model_folder)))
     pid = worker._process.pid
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + 2**20
     resource.prlimit(pid, resource.RLIMIT_AS, (most, most))
-    verdict = await worker.ask(Constraint(kind="json_schema", value=wide_object(3000)))
-    assert verdict.error
+    with pytest.raises(TrialFailedError):
+        await worker.ask(Constraint(kind="json_schema", value=wide_object(3000)))
     assert not worker.is_idle
     await worker.end()
 
 
-async def test_a_constraint_that_computes_for_too_long_is_refused(checker: GrammarChecker) -> None:
+async def test_a_constraint_that_computes_for_too_long_is_refused(
+    checker: GrammarChecker, model_folder: Path
+) -> None:
     """Stop its process by the very signal that the kernel's limit sends."""
-    worker = await checker._start()
+    worker = await checker._processes._start(("grammar", str(model_folder)))
     worker._process.send_signal(signal.SIGXCPU)
-    verdict = await worker.ask(Constraint(kind="regex", value="a"))
-    assert "seconds" in (verdict.error or "")
+    with pytest.raises(TrialFailedError, match="seconds"):
+        await worker.ask(Constraint(kind="regex", value="a"))
     await worker.end()
 
 
@@ -106,7 +109,7 @@ async def test_equal_constraints_are_checked_once(checker: GrammarChecker) -> No
     texts = await asyncio.gather(*(check(checker, "regex", "ab*") for _ in range(20)))
     assert set(texts) == {"start: /ab*/"}
     assert len(checker._cache) == 1
-    assert len(checker._idle) == 1
+    assert len(checker._processes._idle) == 1
 
 
 async def test_refusals_are_remembered_too(checker: GrammarChecker) -> None:

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import InvalidRequestError, NotReadyError, ReasonedError
-from graft_runtime.text.chat import ChatTemplate, Conversation
+from graft_runtime.text.chat import ChatTemplate
+from graft_runtime.text.conversation import Conversation
 from graft_runtime.text.model_text import ModelText, ModelTextLoader
 from tests.support.toy_tokenizer import BOS, CHAT_TEMPLATE, EOS, TURN, write_toy_tokenizer
 

@@ -45,9 +45,9 @@ async def create_message(request: Request) -> Response:  # noqa: D103 - see the 
 async def count_tokens(request: Request) -> Response:  # noqa: D103 - see the summary
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
     fields, chat = await _read(request, CountFields)
-    frontend.backend.resolve(fields.model)
+    target = frontend.backend.resolve(fields.model, exchange.route_key)
     with renamed(_NAMES):
-        _, _, prompt = await encode_chat(frontend, chat.fields, chat.messages, chat.tools)
+        _, _, prompt = await encode_chat(frontend, target, chat.fields, chat.messages, chat.tools)
     return JSONResponse({"input_tokens": len(prompt.token_ids)}, headers=exchange.headers())
 
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from graft_runtime.errors import InvalidRequestError
+from graft_runtime.server.backend import Target
 from graft_runtime.server.body import off_loop, read_object
 from graft_runtime.server.choices import fork
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
@@ -32,7 +33,7 @@ from graft_runtime.server.openai.speech import SpeechPlan
 from graft_runtime.server.openai.tool_fields import Tools
 from graft_runtime.server.prompts import admit, fit_output, job_ids, refuse_hopeless
 from graft_runtime.server.structured import Form, constrain
-from graft_runtime.text.chat import ChatPrompt, ChatTemplate
+from graft_runtime.text.conversation import ChatPrompt, Draft, TemplateTraits
 from graft_runtime.text.model_text import ModelText
 
 router = APIRouter()
@@ -99,7 +100,9 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
         RequestError: It cannot be, now or ever.
     """
     target = await chat.fields.target(frontend, exchange)
-    text, template, prompt = await encode_chat(frontend, chat.fields, chat.messages, chat.tools)
+    text, template, prompt = await encode_chat(
+        frontend, target, chat.fields, chat.messages, chat.tools
+    )
     fields = chat.fields.with_defaults(text.sampling_defaults)
     unread = fields.chat_template_kwargs.keys() - template.reads
     exchange.ignored_fields += header_safe(
@@ -147,9 +150,13 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
 
 
 async def encode_chat(
-    frontend: Frontend, fields: TemplateFields, messages: list[dict[str, Any]], tools: Tools
-) -> tuple[ModelText, ChatTemplate, ChatPrompt]:
-    """Return the text tools and a chat's tokens, made in a thread.
+    frontend: Frontend,
+    target: Target,
+    fields: TemplateFields,
+    messages: list[dict[str, Any]],
+    tools: Tools,
+) -> tuple[ModelText, TemplateTraits, ChatPrompt]:
+    """Return the text tools, the template's traits and a chat's tokens, made off the loop.
 
     Raises:
         RequestError: There can be none, now or ever.
@@ -157,9 +164,17 @@ async def encode_chat(
     text = await admit(frontend, num_chars(messages))
     if not (isinstance(fields, ChatFields) and fields.truncates):
         refuse_hopeless(text.tokenizer, num_chars(messages), frontend.backend.max_model_len)
+    guest = target.template
+    if guest is not None:
+        traits = TemplateTraits.of(guest.source, guest.reads)
+        asked = conversation(fields, messages, tools, traits)
+        named = text.named_tokens
+        draft = await asyncio.to_thread(Draft, text.tokenizer, asked, traits, named)
+        rendered = await frontend.guests.render(guest, draft)
+        return text, traits, await asyncio.to_thread(draft.prompt, rendered)
     if text.chat is None:
         message = "the model has no chat template; use /v1/completions"
         raise InvalidRequestError(message, param="messages")
-    asked = conversation(fields, messages, tools, text.chat)
+    asked = conversation(fields, messages, tools, text.chat.traits)
     prompt = await asyncio.to_thread(text.chat.encode, text.tokenizer, asked)
-    return text, text.chat, prompt
+    return text, text.chat.traits, prompt

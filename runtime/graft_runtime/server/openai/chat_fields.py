@@ -12,7 +12,7 @@ from graft_runtime.server.fields import Fields, NumTop, PositiveInt, Unsupported
 from graft_runtime.server.openai.shapes import MESSAGES, TOOL_CHOICE, TOOLS, as_shape
 from graft_runtime.server.openai.shown_fields import SHOWN_UNSUPPORTED, ShownFields
 from graft_runtime.server.openai.tool_fields import Tools, parse_tools
-from graft_runtime.text.chat import ChatTemplate, Conversation
+from graft_runtime.text.conversation import Conversation, TemplateTraits
 
 TEMPLATE_UNSUPPORTED: Final[Unsupported] = {
     "chat_template": (),
@@ -102,7 +102,7 @@ class ChatFields(ShownFields, TemplateFields):
 
 
 def conversation(
-    fields: TemplateFields, messages: list[dict[str, Any]], tools: Tools, template: ChatTemplate
+    fields: TemplateFields, messages: list[dict[str, Any]], tools: Tools, template: TemplateTraits
 ) -> Conversation:
     """Return what the template is applied to.
 
@@ -140,7 +140,7 @@ def conversation(
     )
 
 
-def _effort(effort: str | None, template: ChatTemplate) -> dict[str, Any]:
+def _effort(effort: str | None, template: TemplateTraits) -> dict[str, Any]:
     """Return how a template is told how long the model should think."""
     if effort is None:
         return {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from graft_runtime.server.openai.tool_fields import Tools
-from graft_runtime.text.chat import ChatTemplate
+from graft_runtime.text.conversation import TemplateTraits
 from graft_runtime.text.speech.events import (
     CallArguments,
     CallBegun,
@@ -62,7 +62,7 @@ class SpeechPlan:
     @classmethod
     def of(
         cls,
-        template: ChatTemplate,
+        template: TemplateTraits,
         tools: Tools,
         *,
         is_in_thought: bool,
