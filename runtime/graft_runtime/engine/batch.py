@@ -6,6 +6,7 @@ The scheduler makes them; the plan and the outputs are read from them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, NamedTuple
 
 from graft_runtime.engine.request import Request
@@ -46,12 +47,32 @@ class Batch:
     held: list[list[int]] = field(default_factory=list)
     """Tables of requests that lost their blocks while this step was to use them."""
 
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(row.num_tokens for row in self.rows)
+
     def first_time(self) -> list[str]:
         """Return which requests are launched for the first time, and note that they have been."""
         new = [row.request for row in self.rows if not row.request.has_started]
         for request in new:
             request.has_started = True
         return [request.request_id for request in new]
+
+
+def decode_row(request: Request) -> Row:
+    """Return `row_of` one token for a plain request that has one left; it runs for every row."""
+    return Row(
+        request,
+        request.num_computed,
+        1,
+        True,
+        NOTHING,
+        NOTHING,
+        request.slot,
+        request.blocks,
+        request.epoch,
+    )
 
 
 def row_of(request: Request, num_tokens: int) -> Row:

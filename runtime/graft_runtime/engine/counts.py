@@ -9,10 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from graft_runtime.sampling.batch import IntArray
-
 
 class CountSlots:
     """Numbers of places on the device, the lowest free one first."""
@@ -70,15 +66,12 @@ class Counts:
         if self._news is not None:
             self._news.add(place)
 
-    def take_news(self) -> tuple[IntArray, IntArray, IntArray]:
+    def take_news(self) -> tuple[Sequence[int], list[int], list[int]]:
         """Return the changed places [E], their tokens [E] and counts [E]; they count as sent."""
         places = range(len(self._ids)) if self._news is None else sorted(self._news)
         self._news = set()
-        return (
-            np.array(places, dtype=np.int64),
-            np.array([self._ids[place] for place in places], dtype=np.int64),
-            np.array([self._counts[place] for place in places], dtype=np.int64),
-        )
+        ids, counts = self._ids, self._counts
+        return places, [ids[place] for place in places], [counts[place] for place in places]
 
     def forget(self) -> None:
         """Count nothing as sent."""

@@ -27,6 +27,7 @@ from graft_runtime.engine.plan import build_plan, build_sample_plan
 from graft_runtime.engine.report import Counters, StepReport
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.residency import Residency, Slots
+from graft_runtime.engine.sampling_plan import SamplingPlanner
 from graft_runtime.engine.scheduler import Scheduler, SchedulerLimits
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.errors import PluginError
@@ -82,6 +83,7 @@ class Engine:
         self.limits = limits
         self._compilations = Compilations(vocabulary)
         self._count_slots = CountSlots()
+        self._planner = SamplingPlanner()
         self._plugins = Plugins(()) if plugins is None else plugins
         self._runner = runner
         self._report = StepReport()
@@ -261,7 +263,7 @@ class Engine:
                 self._end(request, "error", f"adapter {request.adapter} could not be loaded")
 
     def _launch(self, batch: Batch) -> Flight:
-        self._report.num_tokens += sum(row.num_tokens for row in batch.rows)
+        self._report.num_tokens += batch.num_tokens
         self._report.started += batch.first_time()
         try:
             plan = build_plan(batch.rows, self.limits.scheduler.block_size)
@@ -272,7 +274,7 @@ class Engine:
     def _sample(self, flight: Flight) -> None:
         """Start sampling. Every token of every earlier step must have been recorded."""
         try:
-            flight.plan = build_sample_plan(flight.batch.rows)
+            flight.plan = build_sample_plan(flight.batch.rows, self._planner)
             if flight.handle is not None:
                 flight.handle.sample(flight.plan)
         except Exception as error:  # noqa: BLE001 - raised when the step is to retire
@@ -305,10 +307,11 @@ class Engine:
             self._deliver(request, output)
 
     def _conclude(self, batch: Batch) -> None:
-        self._report.num_tokens += sum(row.num_tokens for row in batch.rows)
+        self._report.num_tokens += batch.num_tokens
         self._scheduler.retire(batch)
         for row in batch.rows:
-            self._give_back(row.request)
+            if row.request.has_ended:
+                self._give_back(row.request)
 
     def _recover(self, failed: Flight, following: Flight | None) -> None:
         """Run a failed step's rows one by one; what was launched upon it is scheduled anew."""

@@ -44,8 +44,14 @@ def row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> I
         sampled: Which of those that reach their last token got one, see `SamplePlan`.
         result: What the step brought.
     """
-    places = {row: place for place, row in enumerate(sampled.tolist())}
     tokens = result.token_ids_S.tolist()
+    num_ending = sum(row.samples for row in rows)
+    if result.is_plain and len(tokens) == num_ending:
+        fresh = iter(tokens)
+        for row in rows:
+            yield RowOutput(next(fresh)) if row.samples else RowOutput()
+        return
+    places = {row: place for place, row in enumerate(sampled.tolist())}
     logprobs_S = None if result.logprobs_S is None else result.logprobs_S.tolist()
     ending = scored = pooled = 0
     for row in rows:

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
 from graft_runtime.engine.batch import Row
-from graft_runtime.engine.sampling_plan import build_sampling
+from graft_runtime.engine.sampling_plan import SamplingPlanner
 from graft_runtime.sampling.batch import FloatArray, IntArray, SamplingBatch
 
 
@@ -101,15 +100,20 @@ class StepResult:
     pooled_EH: FloatArray | None = None
     """Sums of hidden states."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it brings nothing but tokens."""
+        extras = (self.logprobs_S, self.top, self.prompt, self.pooled_EH)
+        return all(extra is None for extra in extras)
+
 
 def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
-    """Flatten a scheduler's rows. Reads requests, changes nothing."""
+    """Flatten a scheduler's rows. Reads requests, and notes in them what it may use again."""
     counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
     computed = np.array([row.start for row in rows], dtype=np.int64)
     query_starts = _starts(counts)
-    tables = [row.table for row in rows]
-    block_starts = _starts(np.array([len(table) for table in tables], dtype=np.int64))
-    block_ids_N = _flat(tables)
+    block_starts = _starts(np.array([len(row.table) for row in rows], dtype=np.int64))
+    block_ids_N = np.concatenate([_block_ids(row) for row in rows])
     positions_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - computed, counts)
     block_index_T = np.repeat(block_starts[:-1], counts) + positions_T // block_size
     sampled = [index for index, row in enumerate(rows) if row.samples]
@@ -143,7 +147,7 @@ def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
     )
 
 
-def build_sample_plan(rows: Sequence[Row]) -> SamplePlan:
+def build_sample_plan(rows: Sequence[Row], planner: SamplingPlanner) -> SamplePlan:
     """Flatten what a launched step's rows ask of their new tokens, and number those.
 
     All tokens of earlier steps must be known by now: penalties and the like depend on them.
@@ -153,7 +157,7 @@ def build_sample_plan(rows: Sequence[Row]) -> SamplePlan:
     requests = [ending[index] for index in rows_S]
     for place, request in enumerate(requests):
         request.sampled_row = place
-    return SamplePlan(np.array(rows_S, dtype=np.int64), build_sampling(requests))
+    return SamplePlan(np.array(rows_S, dtype=np.int64), planner.build(requests))
 
 
 def _tokens(rows: Sequence[Row]) -> tuple[IntArray, list[int]]:
@@ -169,8 +173,14 @@ def _tokens(rows: Sequence[Row]) -> tuple[IntArray, list[int]]:
     return np.array(tokens, dtype=np.int64), carried
 
 
-def _flat(tables: Sequence[Sequence[int]]) -> IntArray:
-    return np.fromiter(chain.from_iterable(tables), dtype=np.int64)
+def _block_ids(row: Row) -> IntArray:
+    """Return a row's table as an array. Tables only grow, so the last one may still do."""
+    known = row.request.block_ids
+    if known is not None and known[0] is row.table and len(known[1]) == len(row.table):
+        return known[1]
+    ids = np.array(row.table, dtype=np.int64)
+    row.request.block_ids = row.table, ids
+    return ids
 
 
 def _prompt_scores(rows: Sequence[Row], query_starts: IntArray) -> tuple[IntArray, IntArray]:

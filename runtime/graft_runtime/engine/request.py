@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from graft_runtime.engine.kv_cache import BlockKey, next_key, root_key
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.ipc.messages import FinishReason, Sampling, TokenScore
-from graft_runtime.sampling.batch import FloatArray
+from graft_runtime.sampling.batch import FloatArray, IntArray
 from graft_runtime.sampling.grammar import GrammarState
 from graft_runtime.sampling.plugins import BoundProcessor
 
@@ -79,12 +79,20 @@ class Request:
     has_ended: bool = False
     """Whether nothing more is to be said to its client."""
 
+    block_ids: tuple[list[int], IntArray] | None = None
+    """The table that was last flattened for a plan, and what came of it; see `build_plan`."""
+
     prompt_scores: list[TokenScore] = field(default_factory=list)
     """Of the prompt's second token and those after it, as far as known."""
     pooled_H: FloatArray | None = None
     """Sum of the hidden states that are pooled, as far as known."""
     num_scored: int = 0
     """How many of these are known or will come from launched steps."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is wanted but tokens."""
+        return self.sampling.prompt_logprobs is None and self.sampling.pooling is None
 
     @property
     def is_scoring(self) -> bool:
@@ -151,7 +159,9 @@ class Request:
         self.tokens.append(token_id)
         if self.rules is not None:
             self.rules.add(token_id)
-        if token_id in self.stop_ids or self._completes_grammar(token_id):
+        if token_id in self.stop_ids:
+            return "stop"
+        if self.grammar is not None and _completes(self.grammar, token_id):
             return "stop"
         return "length" if len(self.tokens) >= self.max_length else None
 
@@ -160,8 +170,7 @@ class Request:
         if self.rules is not None:
             self.rules.forget()
 
-    def _completes_grammar(self, token_id: int) -> bool:
-        if self.grammar is None:
-            return False
-        self.grammar.advance(token_id)
-        return self.grammar.is_complete
+
+def _completes(grammar: GrammarState, token_id: int) -> bool:
+    grammar.advance(token_id)
+    return grammar.is_complete

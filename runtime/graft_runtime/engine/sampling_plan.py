@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from graft_runtime.engine.counts import Counts
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.token_rules import TokenRules, as_values
 from graft_runtime.errors import PluginError
+from graft_runtime.ipc.messages import Sampling, Watermark
 from graft_runtime.sampling.batch import (
     DeviceCall,
     Edits,
@@ -26,22 +30,63 @@ from graft_runtime.sampling.batch import (
     TokenMasks,
     WatermarkedRow,
 )
+from graft_runtime.sampling.grammar import GrammarState
 from graft_runtime.sampling.interface import DeviceLogitsProcessor, HostLogitsProcessor, Row
 from graft_runtime.sampling.plugins import BoundProcessor
 
 
-def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
-    """Flatten the requests that get a token.
+@dataclass(frozen=True)
+class _Fixed:
+    """What stays the same as long as the same requests get a token."""
 
-    Changes nothing in them, but that new counts of their tokens are taken for sent: what is
-    returned must reach the device, or the requests must `forget_sent`.
-    """
+    requests: list[Request]
+    batch: SamplingBatch
+    """With the columns that do not change."""
+    ruled: list[tuple[int, Request, TokenRules]]
+    counted: list[tuple[int, Sampling, Counts]]
+    followed: list[tuple[int, GrammarState]]
+    processed: list[tuple[int, Request]]
+    marked: list[tuple[int, Request, Watermark]]
+
+
+class SamplingPlanner:
+    """Flattens the requests that get a token, step by step. What has not changed is kept."""
+
+    def __init__(self) -> None:
+        self._fixed: _Fixed | None = None
+
+    def build(self, requests: list[Request]) -> SamplingBatch:
+        """Return how each request's next token is chosen.
+
+        Changes nothing in them, but that new counts of their tokens are taken for sent: what is
+        returned must reach the device, or the requests must `forget_sent`.
+        """
+        fixed = self._fixed
+        if fixed is None or fixed.requests != requests:  # requests compare by identity
+            fixed = self._fixed = _fixed(requests)
+        return replace(
+            fixed.batch,
+            position_S=np.array([request.num_output for request in requests], dtype=np.int64),
+            edits=_edits(fixed),
+            penalties=_penalties(fixed),
+            masks=_masks(fixed),
+            watermarked=tuple(_watermarked(fixed)),
+            device_calls=tuple(_device_calls(fixed)),
+        )
+
+
+def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
+    """Flatten requests once; see `SamplingPlanner.build`."""
+    return SamplingPlanner().build(list(requests))
+
+
+def _fixed(requests: list[Request]) -> _Fixed:
     sampling = [request.sampling for request in requests]
 
     def column(name: str, dtype: npt.DTypeLike) -> Any:
         return np.array(list(map(attrgetter(name), sampling)), dtype=dtype)
 
-    return SamplingBatch(
+    batch = SamplingBatch(
         temperature_S=column("temperature", np.float32),
         top_k_S=column("top_k", np.int32),
         top_p_S=column("top_p", np.float32),
@@ -49,20 +94,35 @@ def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
         typical_p_S=column("typical_p", np.float32),
         seed_S=column("seed", np.uint64),
         sample_index_S=column("sample_index", np.int64),
-        position_S=np.array([request.num_output for request in requests], dtype=np.int64),
+        position_S=np.zeros(len(requests), dtype=np.int64),
         wants_logprobs=any(map(attrgetter("logprobs"), sampling)),
         num_top_S=column("top_logprobs", np.int64),
         is_processed_S=column("processed_logprobs", np.bool_),
-        edits=_edits(requests),
-        penalties=_penalties(requests),
-        masks=_masks(requests),
-        watermarked=tuple(_watermarked(requests)),
-        device_calls=tuple(_device_calls(requests)),
+        edits=None,
+    )
+    rows = list(enumerate(requests))
+    ruled = [(row, one, one.rules) for row, one in rows if one.rules is not None]
+    return _Fixed(
+        requests,
+        batch,
+        ruled,
+        counted=[
+            (row, one.sampling, rules.counts)
+            for row, one, rules in ruled
+            if rules.counts is not None
+        ],
+        followed=[(row, one.grammar) for row, one in rows if one.grammar is not None],
+        processed=[(row, one) for row, one in rows if one.processors],
+        marked=[
+            (row, one, one.sampling.watermark)
+            for row, one in rows
+            if one.sampling.watermark is not None
+        ],
     )
 
 
-def _device_calls(requests: Sequence[Request]) -> Iterator[DeviceCall]:
-    for index, request in enumerate(requests):
+def _device_calls(fixed: _Fixed) -> Iterator[DeviceCall]:
+    for index, request in fixed.processed:
         for rank, bound in enumerate(request.processors):
             if isinstance(bound.processor, DeviceLogitsProcessor):
                 yield DeviceCall(index, rank, bound.processor, _view(request, bound))
@@ -85,27 +145,24 @@ def _host_biases(request: Request) -> Iterator[dict[int, float]]:
                 yield bias
 
 
-def _watermarked(requests: Sequence[Request]) -> Iterator[WatermarkedRow]:
-    for row, request in enumerate(requests):
-        mark = request.sampling.watermark
-        if mark is not None:
-            yield WatermarkedRow(row, mark, tuple(request.tokens[-mark.context_width :]))
+def _watermarked(fixed: _Fixed) -> Iterator[WatermarkedRow]:
+    for row, request, mark in fixed.marked:
+        yield WatermarkedRow(row, mark, tuple(request.tokens[-mark.context_width :]))
 
 
-def _masks(requests: Sequence[Request]) -> TokenMasks | None:
+def _masks(fixed: _Fixed) -> TokenMasks | None:
     """Return which tokens the requests' grammars allow next; None when nobody has one."""
-    followed = [(row, one.grammar) for row, one in enumerate(requests) if one.grammar is not None]
-    if not followed:
+    if not fixed.followed:
         return None
-    states = [state for _, state in followed]
-    rows_G = np.array([row for row, _ in followed], dtype=np.int64)
+    states = [state for _, state in fixed.followed]
+    rows_G = np.array([row for row, _ in fixed.followed], dtype=np.int64)
     return TokenMasks(rows_G, states[0].vocabulary.fill(states))
 
 
-def _edits(requests: Sequence[Request]) -> Edits | None:
+def _edits(fixed: _Fixed) -> Edits | None:
     """Return what the requests' rules come to in this step; None when nothing."""
-    ruled = [(row, one, one.rules) for row, one in enumerate(requests) if one.rules is not None]
-    hosted = [(row, bias) for row, one in enumerate(requests) for bias in _host_biases(one)]
+    ruled = fixed.ruled
+    hosted = [(row, bias) for row, one in fixed.processed for bias in _host_biases(one)]
     if not ruled and not hosted:
         return None
     biases = [(row, rules.bias(one.tokens, one.num_output)) for row, one, rules in ruled]
@@ -120,13 +177,9 @@ def _edits(requests: Sequence[Request]) -> Edits | None:
     )
 
 
-def _penalties(requests: Sequence[Request]) -> Penalties | None:
+def _penalties(fixed: _Fixed) -> Penalties | None:
     """Return the penalised rows with what is new of their tokens; None when there are none."""
-    counted = [
-        (row, one.sampling, one.rules.counts)
-        for row, one in enumerate(requests)
-        if one.rules is not None and one.rules.counts is not None
-    ]
+    counted = fixed.counted
     if not counted:
         return None
     slots = [counts.slot for _, _, counts in counted]
@@ -146,9 +199,9 @@ def _penalties(requests: Sequence[Request]) -> Penalties | None:
         changed_slots_E=_rows(
             list(zip(slots, [len(places) for places, _, _ in news], strict=True))
         ),
-        changed_places_E=_joined([places for places, _, _ in news]),
-        changed_ids_E=_joined([ids for _, ids, _ in news]),
-        changed_counts_E=_joined([counts for _, _, counts in news]),
+        changed_places_E=_flat([places for places, _, _ in news]),
+        changed_ids_E=_flat([ids for _, ids, _ in news]),
+        changed_counts_E=_flat([counts for _, _, counts in news]),
     )
 
 
@@ -159,6 +212,10 @@ def _limits(rules: TokenRules) -> bool:
 def _rows(lengths: Sequence[tuple[int, int]]) -> IntArray:
     rows = np.array([row for row, _ in lengths], dtype=np.int64)
     return np.repeat(rows, np.array([length for _, length in lengths], dtype=np.int64))
+
+
+def _flat(parts: Sequence[Sequence[int]]) -> IntArray:
+    return np.array(list(chain.from_iterable(parts)), dtype=np.int64)
 
 
 def _joined(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike = np.int64) -> Any:

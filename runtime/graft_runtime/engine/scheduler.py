@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from graft_runtime.engine.batch import Batch, Row, row_of
+from graft_runtime.engine.batch import Batch, Row, decode_row, row_of
 from graft_runtime.engine.fair_share import OUTPUT_COST, PROMPT_COST, FairShare
 from graft_runtime.engine.kv_cache import BlockPool, blocks_for
 from graft_runtime.engine.request import Request
@@ -123,13 +123,17 @@ class Scheduler:
     def launch(self, rows: Sequence[Row]) -> Batch:
         """Advance requests as if a step of these rows had succeeded already."""
         batch = Batch(list(rows))
+        costs: dict[str, float] = {}
         for row in batch.rows:
             request = row.request
             request.num_computed += row.num_tokens
             request.num_pending += row.samples
             request.num_scored += len(row.scored)
             request.num_launched += 1
-            self._charge(row)
+            if not request.has_ended:
+                costs[request.tenant] = costs.get(request.tenant, 0.0) + _cost(row)
+        for tenant, cost in costs.items():
+            self._share.charge(tenant, cost)
         if batch.rows:
             self._launched.append(batch)
         return batch
@@ -141,9 +145,11 @@ class Scheduler:
         """
         if self._launched.popleft() is not batch:
             raise GraftRuntimeError("steps retire in the order of their launch")
+        size = self.limits.block_size
         for row in batch.rows:
             row.request.num_launched -= 1
-            self._publish(row)
+            if (row.start + row.num_tokens) // size > row.start // size:
+                self._publish(row)
         self._free_held(batch)
 
     def roll_back(self) -> None:
@@ -175,19 +181,24 @@ class Scheduler:
     # Choosing rows.
 
     def _schedule_decodes(self, rows: list[Row], budget: int) -> int:
+        size = self.limits.block_size
         for request in list(self._running):
             if not budget:
                 break
-            if request.num_remaining != 1 or request.is_complete or not request.blocks:
+            # `num_remaining` and `is_complete`, written out: this runs for every row of every step.
+            length = len(request.tokens) + request.num_pending
+            computed = request.num_computed
+            if length - computed != 1 or length >= request.max_length or not request.blocks:
                 continue
-            if self._ensure_room(request):
-                rows.append(row_of(request, 1))
+            if len(request.blocks) * size > computed or self._extend(request):
+                rows.append(decode_row(request) if request.is_plain else row_of(request, 1))
                 budget -= 1
         return budget
 
     def _schedule_prompts(self, rows: list[Row], budget: int) -> int:
         for request in self._running:
-            if request.num_remaining > 1 and budget and self._may_score(request):
+            remaining = len(request.tokens) + request.num_pending - request.num_computed
+            if remaining > 1 and budget and self._may_score(request):
                 rows.append(self._chunk(request, budget))
                 budget -= rows[-1].num_tokens
         return budget
@@ -254,19 +265,6 @@ class Scheduler:
     def _may_score(self, request: Request) -> bool:
         return self._scoring_left > 0 or not request.is_scoring
 
-    def _charge(self, row: Row) -> None:
-        """Charge the tenant for what is computed for the first time."""
-        request = row.request
-        if request.has_ended:
-            return
-        cost = OUTPUT_COST * row.samples
-        if request.num_charged < request.num_prompt:
-            reached = min(row.start + row.num_tokens, request.num_prompt)
-            new = max(0, reached - request.num_charged)
-            request.num_charged += new
-            cost += PROMPT_COST * new
-        self._share.charge(request.tenant, cost)
-
     # Making room.
 
     def _displace(self) -> None:
@@ -288,10 +286,8 @@ class Scheduler:
                 return
             self._preempt(victim)
 
-    def _ensure_room(self, request: Request) -> bool:
+    def _extend(self, request: Request) -> bool:
         """Give a decoding request the block for its next token, at the last one's expense."""
-        if len(request.blocks) * self.limits.block_size > request.num_computed:
-            return True
         while not self.pool.num_free:
             if self._coming:
                 self._coming -= 1
@@ -349,6 +345,18 @@ class Scheduler:
             keys = request.block_keys(full, size)
             for index in range(first, full):
                 self.pool.publish(row.table[index], keys[index])
+
+
+def _cost(row: Row) -> float:
+    """Return what a row costs its tenant: tokens that are computed for the first time."""
+    request = row.request
+    cost = OUTPUT_COST if row.samples else 0.0
+    if request.num_charged < request.num_prompt:
+        reached = min(row.start + row.num_tokens, request.num_prompt)
+        new = max(0, reached - request.num_charged)
+        request.num_charged += new
+        cost += PROMPT_COST * new
+    return cost
 
 
 def _names(batch: Batch, request: Request) -> bool:

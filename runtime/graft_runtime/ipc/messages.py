@@ -189,7 +189,7 @@ class TokenScore(msgspec.Struct, frozen=True, array_like=True):
     """The likeliest tokens there, the best first."""
 
 
-class TokenOutput(msgspec.Struct, frozen=True):
+class TokenOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one step gave one request: 0..n tokens, and the end if this was it."""
 
     request_id: str

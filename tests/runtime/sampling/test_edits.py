@@ -3,6 +3,7 @@
 What is tested is the whole way: parameters, a request's rules, flat arrays, scores.
 """
 
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from transformers import (
 
 from graft_runtime.engine.counts import CountSlots
 from graft_runtime.engine.request import Request
-from graft_runtime.engine.sampling_plan import build_sampling
+from graft_runtime.engine.sampling_plan import SamplingPlanner, build_sampling
 from graft_runtime.engine.token_rules import TokenRules
-from graft_runtime.ipc.messages import Sampling
+from graft_runtime.ipc.messages import Sampling, Watermark
 from graft_runtime.sampling.counts import CountTable
 from graft_runtime.sampling.edits import apply_edits
 from graft_runtime.sampling.sampler import NO_TOKEN, sample
@@ -202,3 +203,31 @@ def test_the_callers_logits_are_left_alone() -> None:
     before = logits.clone()
     sample(logits, build_sampling([request(**each) for each in MIXED]))
     assert torch.equal(logits, before)
+
+
+def test_what_a_planner_keeps_between_steps_is_what_it_would_build_anew() -> None:
+    made = [
+        request(temperature=0.5, top_k=3, seed=9),
+        request(temperature=0.0, bad_words=((7, 9, 8),), min_tokens=6),
+        request(temperature=0.0, watermark=Watermark(context_width=2)),
+        request(temperature=1.0, top_logprobs=2, logprobs=True),
+    ]
+    planner = SamplingPlanner()
+    for running in (made, made, made[1:], made[1:], list(reversed(made)), []):
+        assert_same(planner.build(list(running)), build_sampling(running))
+        for one in running:
+            one.append(8)
+
+
+def assert_same(one: object, other: object) -> None:
+    """Compare dataclasses, tuples and arrays, field by field."""
+    if isinstance(one, np.ndarray):
+        assert isinstance(other, np.ndarray)
+        assert one.dtype == other.dtype
+        assert one.tolist() == other.tolist()
+    elif is_dataclass(one) and not isinstance(one, type):
+        assert type(one) is type(other)
+        for field in fields(one):
+            assert_same(getattr(one, field.name), getattr(other, field.name))
+    else:
+        assert one == other
