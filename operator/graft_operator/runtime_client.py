@@ -6,13 +6,19 @@ Called by the pod poller; the only place that knows HTTP to pods.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from http import HTTPStatus
+from weakref import WeakValueDictionary
 
-import httpx
+import aiohttp
 from pydantic import ValidationError
 
 from graft_operator.errors import RuntimeUnreachableError
 from graft_protocol.naming import STATUS_PATH
-from graft_protocol.status import RuntimeStatus
+from graft_protocol.reasons import AdapterState
+from graft_protocol.status import RevisionReport, RuntimeStatus
+
+_ON_ITS_WAY = frozenset({AdapterState.PENDING, AdapterState.DOWNLOADING, AdapterState.LOADING})
 
 
 @dataclass(frozen=True)
@@ -22,17 +28,30 @@ class Report:
     status: RuntimeStatus
     etag: str | None
 
+    @cached_property
+    def is_settled(self) -> bool:
+        """Whether the pod is ready and nothing in it is on its way."""
+        revisions = self.status.revisions
+        return self.status.ready and all(each.state not in _ON_ITS_WAY for each in revisions)
+
 
 class RuntimeClient:
-    """Reads reports; one for all pods, so that connections are kept."""
+    """Reads reports; one for all pods, so that connections are kept.
+
+    A kept connection is found by its host, whatever the number of pods. (A client that looks
+    through all its connections for each request costs the square of it.)
+    """
 
     def __init__(self, timeout_seconds: float) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        self._http = httpx.AsyncClient(timeout=timeout_seconds, limits=limits, trust_env=False)
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._session: aiohttp.ClientSession | None = None
+        self._shared: WeakValueDictionary[str, RevisionReport] = WeakValueDictionary()
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     async def read(self, base_url: str, token: str, known: Report | None) -> Report:
         """Return the pod's report; `known` itself if it has not changed.
@@ -45,16 +64,41 @@ class RuntimeClient:
         if known is not None and known.etag is not None:
             headers["If-None-Match"] = known.etag
         try:
-            response = await self._http.get(base_url + STATUS_PATH, headers=headers)
-        except httpx.HTTPError as error:
+            answer = self._http.get(base_url + STATUS_PATH, headers=headers, allow_redirects=False)
+            async with answer as response:
+                body = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise RuntimeUnreachableError(f"no answer: {type(error).__name__}") from error
-        if response.status_code == httpx.codes.NOT_MODIFIED and known is not None:
+        if response.status == HTTPStatus.NOT_MODIFIED and known is not None:
             return known
-        if response.status_code != httpx.codes.OK:
-            raise RuntimeUnreachableError(f"status report answered {response.status_code}")
+        if response.status != HTTPStatus.OK:
+            raise RuntimeUnreachableError(f"status report answered {response.status}")
         try:
             # A newer runtime may tell more than this operator knows of.
-            status = RuntimeStatus.model_validate_json(response.content, extra="ignore")
+            status = RuntimeStatus.model_validate_json(body, extra="ignore")
         except ValidationError as error:
             raise RuntimeUnreachableError("the status report cannot be read") from error
-        return Report(status, response.headers.get("etag"))
+        return Report(self._sharing(status), response.headers.get("ETag"))
+
+    @property
+    def _http(self) -> aiohttp.ClientSession:
+        # Made within a running loop, which may begin after this object.
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=self._timeout,
+            )
+        return self._session
+
+    def _sharing(self, status: RuntimeStatus) -> RuntimeStatus:
+        """Keep one object for what many pods say alike: most pods say the same of most adapters."""
+        revisions = tuple(self._share(report) for report in status.revisions)
+        return status.model_copy(update={"revisions": revisions})
+
+    def _share(self, report: RevisionReport) -> RevisionReport:
+        known = self._shared.get(report.revision)
+        if known is not None and known == report:
+            return known
+        self._shared[report.revision] = report
+        return report

@@ -14,7 +14,7 @@ from graft_operator.resources.meta import ObjectKey
 from graft_operator.runtime_client import RuntimeClient
 from graft_operator.settings import ControlSettings
 from tests.support.fake_runtime import Answer, serve_with
-from tests.support.objects import status_report
+from tests.support.objects import revision_report, status_report
 
 POD = ObjectKey("Pod", "default", "tiny-0")
 DEADLINE_SECONDS = 5.0
@@ -72,6 +72,16 @@ async def test_an_unchanged_report_is_not_sent_again() -> None:
     assert asked == [None, '"v1"']
 
 
+async def test_what_two_pods_say_alike_of_an_adapter_is_kept_once() -> None:
+    def answer(path: str, _headers: dict[str, str]) -> Answer:
+        report = revision_report("team-a/loud@111111111111", bytes=len(path))
+        return 200, {}, status_report(revisions=[report]).to_json().encode()
+
+    async with pod_answering(answer) as url, reading() as client:
+        one, other = [await client.read(url, "t", None) for _ in range(2)]
+    assert one.status.revisions[0] is other.status.revisions[0]
+
+
 @pytest.mark.parametrize(
     ("code", "body"), [(401, b""), (500, b"{}"), (200, b"not json"), (200, b'{"version": 1}')]
 )
@@ -90,7 +100,7 @@ async def test_nobody_there_and_nobody_answering_are_both_no_answer() -> None:
         async with listening(hang) as url:
             with pytest.raises(RuntimeUnreachableError, match="Timeout"):
                 await client.read(url, "t", None)
-        with pytest.raises(RuntimeUnreachableError, match="ConnectError"):
+        with pytest.raises(RuntimeUnreachableError, match="ClientConnectorError"):
             await client.read(url, "t", None)
 
 

@@ -186,8 +186,9 @@ def _failures(
 ) -> tuple[Failure, ...]:
     pods_of: Counter[Reason] = Counter()
     first: dict[Reason, tuple[str, str]] = {}
+    index = shard_index(served)
     for pod in pods:
-        for reason, message in _failures_of(pod, served, wanted):
+        for reason, message in _failures_of(pod, index, wanted):
             pods_of[reason] += 1
             first.setdefault(reason, (message, pod.name))
     return tuple(
@@ -202,12 +203,11 @@ def _failures(
 
 
 def _failures_of(
-    pod: PodView, served: str, wanted: RevisionStatus | None
+    pod: PodView, index: int, wanted: RevisionStatus | None
 ) -> list[tuple[Reason, str]]:
     if pod.report is None:
         return [(Reason.RUNTIME_UNREACHABLE, pod.trouble or "no answer")] if pod.ready else []
     found = []
-    index = shard_index(served)
     shard = pod.report.shards[index] if index < len(pod.report.shards) else None
     if shard is not None and shard.reason is not None:
         found.append((shard.reason, shard.message))

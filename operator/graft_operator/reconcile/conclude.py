@@ -12,13 +12,15 @@ from graft_operator.resources.status import AdapterStatus, ServiceStatus
 from graft_protocol.reasons import REASONS, Reason
 
 _TOLD = ("Accepted", "Ready", "Stalled")
-"""Conditions whose turns are worth an event, whatever they are."""
+"""Conditions whose turns for the worse and back are worth an event."""
+_STEPS = (Reason.PENDING, Reason.DOWNLOADING, Reason.LOADING, Reason.DEGRADED)
+"""Reasons of what has never been Ready and is on its way there."""
 _TOLD_REASONS = {
     "PodsScheduled": (Reason.UNSCHEDULABLE, Reason.POD_REFUSED),
     "RolloutProgressing": (Reason.PAUSED, Reason.ROLLED_BACK),
 }
-"""Reasons of other conditions that are worth one, too. The rest would double the events of a
-thousand adapters that come up."""
+"""Reasons of other conditions that are worth one, too. The rest would multiply the events of a
+thousand adapters that come up: each of these gets one, once it is Ready."""
 
 
 async def write_status(
@@ -61,10 +63,28 @@ def _json(status: AdapterStatus | ServiceStatus) -> dict[str, Any]:
 
 
 def _turned(new: Iterable[Condition], old: Iterable[Condition]) -> list[Condition]:
-    before = {item.type: (item.status, item.reason) for item in old}
+    """Return the conditions about which a person wants to hear."""
+    conditions, before = tuple(new), {item.type: item for item in old}
+    refusals = {item.reason for item in conditions if _is_bad(item) and item.type == "Accepted"}
     return [
         item
-        for item in new
-        if (item.type in _TOLD or item.reason in _TOLD_REASONS.get(item.type, ()))
-        and before.get(item.type) != (item.status, item.reason)
+        for item in conditions
+        if _is_turn(item, before.get(item.type))
+        # A refusal is told once, not again for what follows from it.
+        and not (item.type == "Ready" and item.reason in refusals)
     ]
+
+
+def _is_turn(item: Condition, before: Condition | None) -> bool:
+    if before is not None and (before.status, before.reason) == (item.status, item.reason):
+        return False
+    if item.type not in _TOLD:
+        return item.reason in _TOLD_REASONS.get(item.type, ())
+    was_good = before is not None and not _is_bad(before)
+    if item.type == "Ready":
+        return not was_good if not _is_bad(item) else was_good or item.reason not in _STEPS
+    return _is_bad(item) or (before is not None and not was_good)
+
+
+def _is_bad(item: Condition) -> bool:
+    return (item.status == "True") == (item.type == "Stalled")

@@ -15,6 +15,12 @@ from graft_operator.cluster.store import timestamp
 from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE, LABEL_CONTENT
 from graft_operator.reconcile.adapter import reconcile_adapter
 from graft_operator.reconcile.cache import ObjectCache, service_of
+from graft_operator.reconcile.news import (
+    changed_revisions,
+    changed_shards,
+    is_same_pod,
+    is_told_of_pod,
+)
 from graft_operator.reconcile.pods import Endpoint, PodPoller, ReportChange
 from graft_operator.reconcile.queue import Backoff, WorkQueue
 from graft_operator.reconcile.secrets import SecretReader, as_api_keys, as_credential
@@ -25,6 +31,7 @@ from graft_operator.render.secrets import CONTENT_TOKEN, read_token
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of
 from graft_operator.runtime_client import RuntimeClient
 from graft_operator.settings import ControlSettings
+from graft_protocol.desired import shard_index
 from graft_protocol.naming import LABEL_SERVICE
 from graft_protocol.revisions import parse_revision
 from graft_protocol.status import RuntimeStatus
@@ -88,16 +95,17 @@ class Controller:
 
     def on_change(self, change: Change) -> None:
         """Take in one change of any object."""
+        key = key_of(change.manifest)
+        before = self.cache.get(key)
         if not self.cache.observe(change):
             return
-        key = key_of(change.manifest)
         if key.kind == KIND_SERVICE:
             self._services[key.namespace, label_value(key.name)] = key
             self.queue.add(key)
         elif key.kind == KIND_ADAPTER:
             self._on_adapter(key, change)
         elif key.kind == "Pod":
-            self._on_pod(key, change)
+            self._on_pod(key, change, before)
         else:
             self._on_other(key, change)
 
@@ -149,12 +157,14 @@ class Controller:
         if self.cache.get(service) is not None:
             self.queue.add(service)
 
-    def _on_pod(self, key: ObjectKey, change: Change) -> None:
+    def _on_pod(self, key: ObjectKey, change: Change, before: Manifest | None) -> None:
         if change.type == "DELETED":
             self.poller.forget(key)
             self.world.forget_pod(key)
         else:
             self.poller.follow(key, incarnation_of(change.manifest))
+            if is_same_pod(before, change.manifest):
+                return
         self._enqueue_all(self._service_labelled(change.manifest))
 
     def _on_other(self, key: ObjectKey, change: Change) -> None:
@@ -174,16 +184,41 @@ class Controller:
         service = self._service_labelled(pod) if pod is not None else None
         if service is None:
             return
-        self.queue.add(service)
-        if (
-            change.before is None
-            or change.now is None
-            or _shards(change.before) != _shards(change.now)
-        ):
+        before, now = change.before, change.now
+        if before is None or now is None:
             self._enqueue_all(service)
             return
-        for adapter in _differing(change.before, change.now):
+        concerned = self._readers(service, changed_shards(before, now))
+        concerned |= self._reported(before, now)
+        if concerned or is_told_of_pod(before, now):
+            self.queue.add(service)
+        for adapter in concerned:
             self.queue.add(adapter)
+
+    def _readers(self, service: ObjectKey, shards: set[int]) -> set[ObjectKey]:
+        """Return the adapters whose names are in these shards."""
+        decision = self.world.decisions.get(service)
+        verdicts = decision.verdicts.items() if decision is not None and shards else ()
+        return {
+            key
+            for key, verdict in verdicts
+            if verdict.names is not None and shard_index(verdict.names.served) in shards
+        }
+
+    def _reported(self, before: RuntimeStatus, now: RuntimeStatus) -> set[ObjectKey]:
+        """Return the adapters of which a pod reports something that their status is made from."""
+        concerned = set()
+        for report, is_count in changed_revisions(before, now):
+            name = parse_revision(report.revision)
+            key = ObjectKey(KIND_ADAPTER, name.namespace, name.name)
+            # Requests are counted for the sake of a version that is on probation.
+            if not is_count or self._candidate_of(key) == report.revision:
+                concerned.add(key)
+        return concerned
+
+    def _candidate_of(self, key: ObjectKey) -> str | None:
+        status = (self.cache.get(key) or {}).get("status") or {}
+        return (status.get("candidateRevision") or {}).get("id")
 
     def _enqueue_all(self, service: ObjectKey | None) -> None:
         """Enqueue a service and all its adapters."""
@@ -214,14 +249,3 @@ class Controller:
         service = self._service_labelled(pod) if pod is not None else None
         decision = self.world.decisions.get(service) if service is not None else None
         return decision.set_hash if decision is not None else ""
-
-
-def _shards(status: RuntimeStatus) -> tuple[str, ...]:
-    return tuple(f"{shard.hash} {shard.reason}" for shard in status.shards)
-
-
-def _differing(before: RuntimeStatus, now: RuntimeStatus) -> set[ObjectKey]:
-    """Return the adapters of which a pod reports something else than before."""
-    changed = set(before.revisions) ^ set(now.revisions)
-    names = (parse_revision(report.revision) for report in changed)
-    return {ObjectKey(KIND_ADAPTER, name.namespace, name.name) for name in names}

@@ -17,11 +17,9 @@ from graft_operator.errors import RuntimeUnreachableError
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.runtime_client import Report, RuntimeClient
 from graft_operator.settings import ControlSettings
-from graft_protocol.reasons import AdapterState
 from graft_protocol.status import RuntimeStatus
 
 log = logging.getLogger(__name__)
-_ON_ITS_WAY = frozenset({AdapterState.PENDING, AdapterState.DOWNLOADING, AdapterState.LOADING})
 
 
 class Endpoint(NamedTuple):
@@ -159,11 +157,8 @@ class PodPoller:
             self._on_change(ReportChange(pod, before, now))
 
     def _pause(self, pod: ObjectKey, report: Report | None) -> float:
-        busy = report is None or _is_busy(report.status, self._expected_hash(pod))
-        return self._settings.poll_busy_seconds if busy else self._settings.poll_idle_seconds
-
-
-def _is_busy(status: RuntimeStatus, expected_hash: str) -> bool:
-    if not status.ready or status.set_hash != expected_hash:
-        return True
-    return any(revision.state in _ON_ITS_WAY for revision in status.revisions)
+        settings, num_pods = self._settings, len(self._followed)
+        expected = self._expected_hash(pod)
+        if report is not None and report.is_settled and report.status.set_hash == expected:
+            return max(settings.poll_idle_seconds, num_pods / settings.polls_idle_per_second)
+        return max(settings.poll_busy_seconds, num_pods / settings.polls_busy_per_second)

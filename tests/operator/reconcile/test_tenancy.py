@@ -107,9 +107,11 @@ async def test_an_expired_adapter_leaves_the_set_and_keeps_its_object() -> None:
     assert outcome(cluster)["LoraAdapter/over"][2]["Ready"][:2] == ("False", "Expired")
 
 
-async def test_an_adapter_that_is_accepted_costs_two_events_and_no_more() -> None:
+async def test_an_adapter_on_its_way_costs_no_event_and_a_refused_one_costs_one() -> None:
     cluster = StoreCluster()
     async with controlling(cluster) as controller:
-        create(cluster, [service_document(), adapter_document("mine", source=PINNED)])
+        expired = adapter_document("over", source=PINNED, expiresAt="2020-01-01T00:00:00Z")
+        create(cluster, [service_document(), adapter_document("mine", source=PINNED), expired])
         await settled(controller, cluster)
-    assert [reason for name, reason in cluster.events if name == "mine"] == ["Accepted", "Pending"]
+    assert [reason for name, reason in cluster.events if name == "mine"] == []
+    assert [reason for name, reason in cluster.events if name == "over"] == ["Expired"]
