@@ -99,12 +99,12 @@ class Processes:
             pid, started_at = self._pid_file(name).read_text().split()
         except (FileNotFoundError, ValueError):
             return False
-        if _started_at(int(pid)) == started_at != DEAD:
-            return True
-        if name in self._children:
-            # A child that ended is a zombie until somebody asks for its status.
-            self._children[name].poll()
-        return False
+        child = self._children.get(name)
+        if child is not None and child.pid == int(pid):
+            # Only its parent can tell: the first thread of a program that ends is a zombie before
+            # the others have ended, and until then its ports are taken.
+            return child.poll() is None
+        return _started_at(int(pid)) == started_at != DEAD
 
     def running(self) -> list[str]:
         """Return the names of all that run."""

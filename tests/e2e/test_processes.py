@@ -1,6 +1,7 @@
 """The test cluster's programs: found again by another command, and nothing taken for them."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from e2e.cluster.errors import LabError
 from e2e.cluster.paths import Lab
-from e2e.cluster.processes import Processes
+from e2e.cluster.processes import Processes, wait_until
 from e2e.cluster.programs import MODULES
 
 ETCD = next(module for module in MODULES if module.name == "etcd")
@@ -41,6 +42,11 @@ def pid(lab: Lab) -> int:
     return int((lab.state / "pids" / "store").read_text().split()[0])
 
 
+def first_thread(lab: Lab) -> str:
+    """Return the state of the program's first thread."""
+    return Path(f"/proc/{pid(lab)}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
 def test_a_started_program_is_found_again_by_another_command(
     lab: Lab, processes: Processes
 ) -> None:
@@ -68,6 +74,18 @@ def test_a_stopped_program_is_gone(lab: Lab, processes: Processes) -> None:
 
     assert processes.running() == []
     assert list((lab.state / "pids").iterdir()) == []
+
+
+def test_a_program_runs_until_its_last_thread_has_ended(lab: Lab, processes: Processes) -> None:
+    leave = "ctypes.CDLL(None).pthread_exit(None)"
+    stay = "threading.Thread(target=time.sleep, args=(60,)).start()"
+    install(lab, f"exec {sys.executable} -c 'import ctypes, threading, time; {stay}; {leave}'")
+    processes.start("store", "etcd")
+    wait_until(lambda: first_thread(lab) == "Z", "its first thread to end", seconds=30)
+
+    assert processes.running() == ["store"]
+    processes.stop("store")
+    assert processes.running() == []
 
 
 def test_another_process_with_the_same_pid_is_neither_running_nor_stopped(
