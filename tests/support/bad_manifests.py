@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from graft_operator.resources.affinity import VALUES_FIT_OPERATOR
 from graft_operator.resources.canary import WEIGHTS_GROW
 from graft_operator.resources.exposure import NAME_OR_ANNOTATIONS
 from graft_operator.resources.meta import Manifest
@@ -24,6 +25,11 @@ from tests.support.local import adapter_document, service_document
 
 def _tolerating(**toleration: Any) -> Manifest:
     return service_document(scheduling={"tolerations": [toleration]})
+
+
+def _choosing(**expression: Any) -> Manifest:
+    required = [{"matchExpressions": [{"key": "gpu", **expression}]}]
+    return service_document(scheduling={"nodeAffinity": {"required": required}})
 
 
 def _steps(*weights: int) -> Manifest:
@@ -53,6 +59,9 @@ BROKEN_RULES: dict[str, tuple[Manifest, str]] = {
         _tolerating(key="a", value="b", effect="NoSchedule", tolerationSeconds=5),
         DURATION_NEEDS_NO_EXECUTE,
     ),
+    "In without values": (_choosing(operator="In"), VALUES_FIT_OPERATOR),
+    "Exists with values": (_choosing(operator="Exists", values=["a"]), VALUES_FIT_OPERATOR),
+    "more than a word": (_choosing(operator="Gt", values=["many"]), VALUES_FIT_OPERATOR),
     "no progress": (
         service_document(rollout={"maxSurge": 0, "maxUnavailable": 0}),
         SOME_PROGRESS,

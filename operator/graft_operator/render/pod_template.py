@@ -21,6 +21,7 @@ from graft_operator.render.configmaps import (
 )
 from graft_operator.render.exposure import service_account_name
 from graft_operator.render.secrets import credential_secret_names, token_secret_name
+from graft_operator.resources.affinity import NodePreference, NodeTerm
 from graft_operator.resources.pin import TemplatePin
 from graft_operator.resources.placement import ResourcesSpec, SchedulingSpec
 from graft_operator.resources.quantity import canonical_quantity, quantity
@@ -143,8 +144,37 @@ def _scheduling(service: InferenceService, pin: TemplatePin) -> Json:
         fields["tolerations"] = [
             item.model_dump(by_alias=True, exclude_none=True) for item in spec.tolerations
         ]
+    affinity = _node_affinity(spec)
+    if affinity:
+        fields["affinity"] = {"nodeAffinity": affinity}
     spread = _spread(service, spec, pin)
     return {**fields, "topologySpreadConstraints": spread} if spread else fields
+
+
+def _node_affinity(spec: SchedulingSpec) -> Json:
+    when = "DuringSchedulingIgnoredDuringExecution"
+    wanted = spec.node_affinity
+    affinity: Json = {}
+    if wanted.required:
+        terms = [{"matchExpressions": _expressions(item)} for item in wanted.required]
+        affinity[f"required{when}"] = {"nodeSelectorTerms": terms}
+    if wanted.preferred:
+        affinity[f"preferred{when}"] = [
+            {"weight": item.weight, "preference": {"matchExpressions": _expressions(item)}}
+            for item in wanted.preferred
+        ]
+    return affinity
+
+
+def _expressions(term: NodeTerm | NodePreference) -> list[Json]:
+    return [
+        {
+            "key": item.key,
+            "operator": item.operator,
+            **({"values": list(item.values)} if item.values else {}),
+        }
+        for item in term.match_expressions
+    ]
 
 
 def _spread(service: InferenceService, spec: SchedulingSpec, pin: TemplatePin) -> list[Json]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from graft_operator.resources.affinity import NodeAffinity
 from graft_operator.resources.fields import Count, LabelKey, LabelValue, ObjectName, Quantity
 from graft_operator.resources.meta import Closed
 
@@ -111,6 +112,8 @@ class SchedulingSpec(Closed):
         default_factory=dict
     )
     """Labels that a node must have."""
+    node_affinity: NodeAffinity = NodeAffinity()
+    """Choices of nodes that labels alone cannot express, such as one of several GPU models."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = ()
     """Taints that do not keep the pods away."""
     topology_spread_constraints: Annotated[tuple[SpreadConstraint, ...], Field(max_length=8)] = ()

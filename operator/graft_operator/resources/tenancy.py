@@ -24,7 +24,9 @@ class TenantSpec(Closed):
     max_rank: Rank | None = None
     """Largest rank of an adapter, as declared or as found."""
     max_concurrent_requests: Count | None = None
-    """Requests for its adapters that one pod has in flight. Further ones get a 429."""
+    """Requests for its adapters that one pod has in flight; further ones get a 429. It holds for
+    each pod by itself: what a service takes from a namespace grows with its replicas, as its
+    capacity does, and no pod has to ask another before it answers."""
     weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     """Its share of a busy engine, relative to other namespaces."""
 
