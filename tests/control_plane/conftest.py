@@ -109,9 +109,9 @@ def cluster() -> Iterator[Cluster]:
         found.kubectl.run("uncordon", node)
 
 
-@pytest.fixture
-def tenant(cluster: Cluster, tmp_path: Path) -> Iterator[Tenant]:
-    """A namespace for which the chart is installed; its own operator pod is not wanted."""
+@contextmanager
+def release(cluster: Cluster, folder: Path) -> Iterator[Tenant]:
+    """Install the chart for a namespace of its own; the release's operator pod is not wanted."""
     mark = secrets.token_hex(3)
     served, installed = f"graft-cp-{mark}", f"graft-cp-operator-{mark}"
     for namespace in (served, installed):
@@ -122,11 +122,25 @@ def tenant(cluster: Cluster, tmp_path: Path) -> Iterator[Tenant]:
     cluster.helm.run("install", "graft", CHART, *where, *values, *claim)
     inside = cluster.kubectl.within(installed)
     inside.run("scale", "deployment/graft", "--replicas=0")
-    kubeconfig = tmp_path / "operator.kubeconfig"
+    kubeconfig = folder / f"{installed}.kubeconfig"
     kubeconfig.write_text(account_kubeconfig(inside, ACCOUNT))
     yield Tenant(cluster, cluster.kubectl.within(served), installed, kubeconfig)
     cluster.helm.run("uninstall", "graft", *where)
     cluster.kubectl.run("delete", "namespace", served, installed, "--wait=false")
+
+
+@pytest.fixture
+def tenant(cluster: Cluster, tmp_path: Path) -> Iterator[Tenant]:
+    """A namespace for which the chart is installed."""
+    with release(cluster, tmp_path) as installed:
+        yield installed
+
+
+@pytest.fixture
+def neighbour(cluster: Cluster, tmp_path: Path) -> Iterator[Tenant]:
+    """Another namespace, of another release of the same name."""
+    with release(cluster, tmp_path) as installed:
+        yield installed
 
 
 @pytest.fixture
