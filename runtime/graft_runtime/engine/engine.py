@@ -24,7 +24,7 @@ from graft_runtime.engine.outputs import (
     token_output,
 )
 from graft_runtime.engine.plan import build_plan, build_sample_plan
-from graft_runtime.engine.report import Counters, StepReport
+from graft_runtime.engine.report import Counters, StepReport, step_facts
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.residency import Residency, Slots
 from graft_runtime.engine.sampling_plan import SamplingPlanner
@@ -202,6 +202,7 @@ class Engine:
         return EngineStats(
             running=self._scheduler.num_running,
             waiting=self._scheduler.num_waiting,
+            deferred=self._residency.num_waiting,
             kv_blocks_used=pool.num_used,
             kv_blocks_total=pool.num_blocks,
             device_pages_free=self._slots.free_pages,
@@ -286,7 +287,9 @@ class Engine:
             outputs = flight.outputs()
         except Exception as error:  # noqa: BLE001 - one request must never take others down
             logger.warning("step of %d rows failed: %s", len(flight.batch.rows), error)
+            self._report.steps.append(step_facts(flight.batch.rows, failed=True))
             return False
+        self._report.steps.append(step_facts(flight.batch.rows, failed=False))
         self._counters.steps += 1
         for row, output in zip(flight.batch.rows, outputs, strict=True):
             if row.start < row.request.num_prompt:

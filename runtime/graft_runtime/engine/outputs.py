@@ -81,7 +81,14 @@ def token_output(request: Request, row: RowOutput, finish: FinishReason | None) 
     sampling = request.sampling
     if not sampling.logprobs and sampling.prompt_logprobs is None:
         cached = request.num_cached
-        return TokenOutput(request.request_id, [row.token], None, finish, num_cached=cached)
+        return TokenOutput(
+            request.request_id,
+            [row.token],
+            None,
+            finish,
+            num_cached=cached,
+            num_preemptions=request.epoch,
+        )
     with_scores = sampling.prompt_logprobs is not None and request.num_output == 1
     has_logprobs = sampling.logprobs and row.logprob is not None
     return TokenOutput(
@@ -90,6 +97,7 @@ def token_output(request: Request, row: RowOutput, finish: FinishReason | None) 
         [row.logprob] if has_logprobs and row.logprob is not None else None,
         finish,
         num_cached=request.num_cached,
+        num_preemptions=request.epoch,
         top_logprobs=[row.top] if sampling.top_logprobs and row.top is not None else None,
         prompt_scores=request.prompt_scores if with_scores else None,
     )

@@ -8,7 +8,10 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from collections.abc import Iterable
 from typing import assert_never
+
+import msgspec
 
 from graft_runtime.engine.build import build_engine
 from graft_runtime.engine.engine import Engine
@@ -21,6 +24,7 @@ from graft_runtime.ipc.messages import (
     FromEngine,
     RegisterAdapter,
     Shutdown,
+    StepFacts,
     StepOutputs,
     Submit,
     ToEngine,
@@ -60,17 +64,22 @@ class EngineLoop:
         self._channel = channel
         self._last_sent = 0.0
         self._host_seconds: float | None = None
+        self._ended: list[StepFacts] = []
+        """Steps that no message has told of yet."""
         self._leaving = False
 
     def run(self) -> None:
         """Go round until `Shutdown`."""
         patience = 0.0
-        mark = time.thread_time()
+        mark, round_began = time.thread_time(), time.monotonic()
         while not self._leaving:
             for message in self._channel.receive(patience):
                 self._take(message)
             was_busy = self._engine.has_work
             report = self._engine.step() if was_busy else StepReport()
+            round_ended = time.monotonic()
+            self._note(report.steps, round_ended - round_began)
+            round_began = round_ended
             self._send(report)
             patience = self._patience(report)
             if was_busy and not self._engine.has_work:
@@ -78,6 +87,14 @@ class EngineLoop:
             now = time.thread_time()
             self._host_seconds = now - mark if report.num_tokens else None
             mark = now
+
+    def _note(self, steps: Iterable[StepFacts], seconds: float) -> None:
+        """Keep what a round's step was, for the next message."""
+        host = self._host_seconds or 0.0
+        self._ended += (
+            msgspec.structs.replace(step, seconds=seconds, host_seconds=min(host, seconds))
+            for step in steps
+        )
 
     def _take(self, message: ToEngine) -> None:
         match message:
@@ -109,6 +126,8 @@ class EngineLoop:
         is_due = now - self._last_sent >= HEARTBEAT_SECONDS
         if report.outputs or report.started or is_due:
             stats = self._engine.stats()
-            message = StepOutputs(report.outputs, stats, self._host_seconds, report.started)
+            ended, self._ended = self._ended, []
+            host = self._host_seconds
+            message = StepOutputs(report.outputs, stats, host, report.started, ended)
             self._channel.send(message)
             self._last_sent = now

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from graft_runtime.ipc.messages import AdapterResidency, TokenOutput
+from graft_runtime.engine.batch import Row
+from graft_runtime.ipc.messages import AdapterResidency, StepFacts, TokenOutput
 
 
 @dataclass
@@ -24,5 +26,16 @@ class StepReport:
     adapters: list[AdapterResidency] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     """Requests that were launched for the first time."""
+    steps: list[StepFacts] = field(default_factory=list)
+    """The step that was retired, if one was."""
     num_tokens: int = 0
     """Tokens launched or retired. 0 with requests waiting: all of them wait for adapters."""
+
+
+def step_facts(rows: Iterable[Row], *, failed: bool) -> StepFacts:
+    """Return what a step's rows computed."""
+    prompt = output = 0
+    for row in rows:
+        prompt += max(0, min(row.num_tokens, row.request.num_prompt - row.start))
+        output += row.samples
+    return StepFacts(prompt, output, failed)

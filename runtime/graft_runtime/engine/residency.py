@@ -195,6 +195,11 @@ class Residency:
         return any(weights.load is not None and weights.load.is_ready for weights in self._loading)
 
     @property
+    def num_waiting(self) -> int:
+        """Requests whose adapter is on its way to the device."""
+        return sum(one.num_requests for one in (*self._wanted, *self._loading))
+
+    @property
     def has_work(self) -> bool:
         """Whether anything is under way or waits for its turn."""
         return bool(self._loading or self._wanted)

@@ -208,6 +208,8 @@ class TokenOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of the prompt's second token and all after it; in a request's first output."""
     embedding: bytes | None = None
     """The pooled hidden states, float32, little-endian, not normalised."""
+    num_preemptions: int = 0
+    """How often it has had to give way so far."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -215,6 +217,8 @@ class EngineStats(msgspec.Struct, frozen=True):
 
     running: int = 0
     waiting: int = 0
+    deferred: int = 0
+    """Those of the waiting ones whose adapter is not on the device yet."""
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
     device_pages_free: int = 0
@@ -224,6 +228,19 @@ class EngineStats(msgspec.Struct, frozen=True):
     prefix_queries: int = 0
     prefix_hits: int = 0
     steps: int = 0
+
+
+class StepFacts(msgspec.Struct, frozen=True, array_like=True):
+    """What one step computed, and how long that took."""
+
+    prompt_tokens: int
+    output_tokens: int
+    failed: bool = False
+    """Whether its rows had to be run one by one instead."""
+    seconds: float = 0.0
+    """From the end of the step before to its own."""
+    host_seconds: float = 0.0
+    """Processor time of the engine's own loop therein."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag=True):
@@ -236,6 +253,8 @@ class StepOutputs(msgspec.Struct, frozen=True, tag=True):
     their inputs, and reads and writes messages; what the device does is not in it."""
     started: list[str] = []
     """Requests that this step computes something of for the first time."""
+    steps: list[StepFacts] = []
+    """The steps that have ended since the last message."""
 
 
 ResidencyState = Literal["registered", "loading", "resident", "failed", "removed"]

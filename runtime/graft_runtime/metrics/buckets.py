@@ -33,3 +33,27 @@ HOST_BUCKETS: Final = (
     *(0.004, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1),
 )
 """Seconds; the promise is 1.5 milliseconds with 256 requests."""
+ITERATION_BUCKETS: Final = (1.0, *(float(2**power) for power in range(3, 15)))
+"""Tokens of a step; vLLM's."""
+COUNT_BUCKETS: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
+"""Choices of a request; vLLM's."""
+PREEMPTION_BUCKETS: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+"""Times that one request gave way."""
+BATCH_BUCKETS: Final = tuple(float(size) for size in range(1, 1025))
+"""Requests that begin together; TGI's."""
+HTTP_BUCKETS: Final = (0.1, 0.5, 1.0)
+"""Seconds, by route; those of vLLM's instrumentation."""
+HTTP_FINE_BUCKETS: Final = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0),
+    *(7.5, 10.0, 30.0, 60.0),
+)
+"""Seconds, of all routes together; likewise."""
+
+
+def hundredths(most: int) -> tuple[float, ...]:
+    """Return TGI's buckets for lengths: a hundred steps up to the longest.
+
+    Args:
+        most: Tokens.
+    """
+    return tuple(most * (step + 1) / 100 for step in range(100))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-TgiFailure = Literal["overloaded", "validation", "generation"]
+TgiFailure = Literal["overloaded", "validation", "template", "incomplete", "dropped", "generation"]
+"""Some of these happen to others only; dashboards look for them all the same."""
 
 
 class AdapterRequests(Collector):
@@ -71,6 +72,6 @@ class TgiRequests(Collector):
         success = Metric("tgi_request_success", "Requests that ended well.", "unknown")
         success.add_sample(success.name, {}, self.success)
         failure = Metric("tgi_request_failure", "Requests that failed, by cause.", "unknown")
-        for cause in ("overloaded", "validation", "generation"):
+        for cause in get_args(TgiFailure):
             failure.add_sample(failure.name, {"err": cause}, self.failures[cause])
         return [count, success, failure]

@@ -20,13 +20,25 @@ from graft_runtime.metrics.buckets import (
     LOAD_BUCKETS,
 )
 from graft_runtime.metrics.collectors import AdapterRequests, TgiFailure, TgiRequests
+from graft_runtime.metrics.http import HttpMetrics
 from graft_runtime.metrics.requests import Course, RequestHistograms
 from graft_runtime.metrics.statistics import Statistics
+from graft_runtime.metrics.steps import StepHistograms
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 FinishedReason = Literal["stop", "length", "abort", "error"]
 AbortReason = Literal["client_disconnect", "slow_reader", "deadline", "shutdown", "engine"]
+
+_LAYOUT: Final = (
+    "block_size",
+    "num_gpu_blocks",
+    "enable_prefix_caching",
+    "cache_dtype",
+    "kv_cache_size_tokens",
+    "kv_cache_max_concurrency",
+)
+"""Labels of the cache's layout."""
 
 
 class EngineCounters(Protocol):
@@ -36,6 +48,8 @@ class EngineCounters(Protocol):
     def running(self) -> int: ...  # noqa: D102 - named by the metric it feeds
     @property
     def waiting(self) -> int: ...  # noqa: D102
+    @property
+    def deferred(self) -> int: ...  # noqa: D102
     @property
     def kv_blocks_used(self) -> int: ...  # noqa: D102
     @property
@@ -70,6 +84,9 @@ class Metrics:
         self._model = {"model_name": model_name, "engine": "0"}
         self._register_vllm()
         self._requests = RequestHistograms(self.registry, self._model)
+        self.steps = StepHistograms(self.registry, self._model)
+        self.http = HttpMetrics(self.registry)
+        self._longest = 0
         self._register_graft()
         self._tgi_queue = self._gauge("tgi_queue_size", "Requests waiting in the engine.")
         self._tgi_batch = self._gauge("tgi_batch_current_size", "Requests in the running batch.")
@@ -107,6 +124,18 @@ class Metrics:
 
         self._running = gauge("num_requests_running", "Requests in the running batch.")
         self._waiting = gauge("num_requests_waiting", "Requests waiting in the engine.")
+        self._waiting_by_reason = self._gauge(
+            "vllm:num_requests_waiting_by_reason",
+            "Requests waiting in the engine, for room or for their adapter.",
+            (*names, "reason"),
+        )
+        for reason in ("capacity", "deferred"):
+            self._waiting_by_reason.labels(*values, reason)
+        sleep = self._gauge(
+            "vllm:engine_sleep_state", "1 at the state it is in.", (*names, "sleep_state")
+        )
+        for state in ("awake", "weights_offloaded", "discard_all"):
+            sleep.labels(*values, state).set(state == "awake")
         self._kv_usage = gauge("kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.")
         self._totals = {
             "prompt_tokens": counter("prompt_tokens", "Prompt tokens computed."),
@@ -124,7 +153,7 @@ class Metrics:
         self._cache_config = self._gauge(
             "vllm:cache_config_info",
             "The KV cache's layout, as labels.",
-            (*names, "block_size", "num_gpu_blocks", "enable_prefix_caching"),
+            (*names, *_LAYOUT),
         )
         self._first_token = seconds(
             "time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN_BUCKETS
@@ -174,6 +203,7 @@ class Metrics:
         """
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
+        self._wait_for(stats.waiting - stats.deferred, stats.deferred)
         self._tgi_batch.set(stats.running)
         self._tgi_queue.set(stats.waiting)
         total = stats.kv_blocks_total
@@ -189,6 +219,11 @@ class Metrics:
         self._count_up("prefix_queries", stats.prefix_queries)
         self._count_up("prefix_hits", stats.prefix_hits)
 
+    def _wait_for(self, capacity: int, deferred: int) -> None:
+        values = tuple(self._model.values())
+        self._waiting_by_reason.labels(*values, "capacity").set(max(0, capacity))
+        self._waiting_by_reason.labels(*values, "deferred").set(deferred)
+
     def _count_up(self, name: str, total: int) -> None:
         last = self._engine_totals.get(name, 0)
         self._totals[name].inc(total - last if total >= last else total)
@@ -198,6 +233,7 @@ class Metrics:
         """Empty the engine's gauges, when there is none to report."""
         for gauge in (self._running, self._waiting, self._kv_usage, self._old_kv_usage):
             gauge.set(0)
+        self._wait_for(0, 0)
         self._kv_blocks.labels("used").set(0)
         self._tgi_tokens.set(0)
         self._tgi_batch.set(0)
@@ -224,13 +260,24 @@ class Metrics:
         """Set how many adapters the device can hold at once."""
         self.adapter_requests.max_lora = count
 
-    def cache_layout(self, block_size: int, num_blocks: int) -> None:
-        """Set what the engine's cache looks like; one series, whatever engines there were."""
+    def cache_layout(self, block_size: int, num_blocks: int, max_model_len: int) -> None:
+        """Set what the engine's cache looks like; one series, whatever engines there were.
+
+        Args:
+            block_size: Tokens of a block.
+            num_blocks: How many there are.
+            max_model_len: Longest prompt plus output, tokens.
+        """
+        if max_model_len != self._longest:
+            self._requests.fit(max_model_len)
+            self._longest = max_model_len
         self._block_size = block_size
-        self._tgi_max_tokens.set(block_size * num_blocks)
+        size = block_size * num_blocks
+        self._tgi_max_tokens.set(size)
         self._cache_config.clear()
-        values = (*self._model.values(), str(block_size), str(num_blocks), "True")
-        self._cache_config.labels(*values).set(1)
+        concurrency = f"{size / max_model_len:.2f}"
+        layout = (block_size, num_blocks, True, "auto", size, concurrency)
+        self._cache_config.labels(*self._model.values(), *map(str, layout)).set(1)
 
     # What the server tells
 
@@ -260,6 +307,15 @@ class Metrics:
         if reason != "error":
             self.tgi.count += 1
             self.tgi.success += reason != "abort"
+
+    def choices(self, count: int, longest: int) -> None:
+        """Count a request whose choices have all ended.
+
+        Args:
+            count: How many there were.
+            longest: Tokens of the longest.
+        """
+        self._requests.choices(count, longest)
 
     def aborted(self, reason: AbortReason) -> None:
         """Count a request that was given up before its end."""

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, Summary
 
 from graft_runtime.metrics.buckets import (
+    COUNT_BUCKETS,
     INTER_TOKEN_BUCKETS,
     LATENCY_BUCKETS,
+    PREEMPTION_BUCKETS,
     TGI_DURATION_BUCKETS,
     TOKEN_BUCKETS,
+    hundredths,
 )
+
+DEFAULT_LENGTH: Final = 4096
+"""Tokens that lengths are counted up to before the model has said its own."""
 
 _VLLM_SECONDS: Final = {
     "request_queue_time_seconds": "From arrival in the queue to the first computation.",
@@ -57,6 +63,8 @@ class Course:
     num_output: int = 0
     max_output: int = 0
     """Longest output that was asked for."""
+    num_preemptions: int = 0
+    """How often it had to give way to others."""
 
     @property
     def inference(self) -> float | None:
@@ -96,7 +104,41 @@ class RequestHistograms:
         self._tgi = {
             name: tgi(name, text, TGI_DURATION_BUCKETS) for name, text in _TGI_SECONDS.items()
         }
-        self._tgi |= {name: tgi(name, text, tokens) for name, text in _TGI_TOKENS.items()}
+        self._registry = registry
+        self._lengths = self._register_lengths(DEFAULT_LENGTH)
+        self._choices = vllm("request_params_n", "Choices that were asked for.", COUNT_BUCKETS)
+        self._longest = vllm(
+            "request_max_num_generation_tokens", "Of a request's longest choice.", tokens
+        )
+        self._preemptions = vllm(
+            "request_num_preemptions", "How often requests had to give way.", PREEMPTION_BUCKETS
+        )
+        self._skipped = Summary(
+            "tgi_request_skipped_tokens", "Nothing is guessed ahead: always 0.", registry=registry
+        )
+
+    def fit(self, max_model_len: int) -> None:
+        """Take TGI's buckets for lengths from the longest sequence; counts begin anew."""
+        for histogram in self._lengths.values():
+            self._registry.unregister(histogram)
+        self._lengths = self._register_lengths(max_model_len)
+
+    def _register_lengths(self, longest: int) -> dict[str, Histogram]:
+        buckets = hundredths(longest)
+        return {
+            name: Histogram(name, text, registry=self._registry, buckets=buckets)
+            for name, text in _TGI_TOKENS.items()
+        }
+
+    def choices(self, count: int, longest: int) -> None:
+        """Count one request with all its choices.
+
+        Args:
+            count: How many there were.
+            longest: Tokens of the longest.
+        """
+        self._choices.observe(count)
+        self._longest.observe(longest)
 
     def observe(self, course: Course) -> None:
         """Count one request."""
@@ -116,6 +158,8 @@ class RequestHistograms:
         for name, value in values.items():
             if value is not None:
                 self._vllm[name].observe(value)
+        self._preemptions.observe(course.num_preemptions)
+        self._skipped.observe(0)
         if course.decode is not None and course.num_output > 1:
             self._per_token.observe(course.decode / (course.num_output - 1))
         values = {
@@ -124,10 +168,10 @@ class RequestHistograms:
             "tgi_request_queue_duration": course.queue,
             "tgi_request_inference_duration": inference,
             "tgi_request_mean_time_per_token_duration": per_token,
-            "tgi_request_input_length": course.num_prompt,
-            "tgi_request_generated_tokens": course.num_output,
-            "tgi_request_max_new_tokens": course.max_output,
         }
         for name, value in values.items():
             if value is not None:
                 self._tgi[name].observe(value)
+        self._lengths["tgi_request_input_length"].observe(course.num_prompt)
+        self._lengths["tgi_request_generated_tokens"].observe(course.num_output)
+        self._lengths["tgi_request_max_new_tokens"].observe(course.max_output)

@@ -318,6 +318,7 @@ def _chunk(output: TokenOutput, queue_seconds: float | None) -> TokenChunk:
         logprobs=None if output.logprobs is None else tuple(output.logprobs),
         finish_reason=output.finish_reason,
         num_cached=output.num_cached,
+        num_preemptions=output.num_preemptions,
         top_logprobs=None if top is None else tuple(map(tuple, top)),
         embedding=output.embedding,
         prompt_scores=None if output.prompt_scores is None else tuple(output.prompt_scores),

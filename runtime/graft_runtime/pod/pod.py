@@ -218,7 +218,9 @@ class Pod:
                 self._state.engine, self._state.started = message, True
                 self._state.max_model_len = message.max_model_len
                 self._metrics.set_max_lora(message.device_pages)
-                self._metrics.cache_layout(message.block_size, message.kv_blocks)
+                self._metrics.cache_layout(
+                    message.block_size, message.kv_blocks, message.max_model_len
+                )
                 self._manager.engine_started()
             case EngineRefused():
                 self._state.failure = (Reason(message.reason), message.message)
@@ -230,6 +232,10 @@ class Pod:
                 self._metrics.observe_stats(message.stats)
                 if message.host_seconds is not None:
                     self._metrics.host_time(message.host_seconds)
+                for step in message.steps:
+                    self._metrics.steps.observe(step)
+                if message.started:
+                    self._metrics.steps.begun(len(message.started))
                 for request_id in message.started:
                     self.gateway.streams.begin(request_id)
                 for output in message.outputs:

@@ -83,6 +83,8 @@ class TokenChunk:
     """The prompt's hidden states, pooled, if asked for: float32, little-endian."""
     prompt_scores: tuple[TokenScore, ...] | None = None
     """Of the prompt's second token and those after it, if asked for; in the first chunk."""
+    num_preemptions: int = 0
+    """How often the request has had to give way so far."""
     queue_seconds: float | None = None
     """How long the request waited before anything of it was computed."""
 

@@ -16,6 +16,7 @@ import msgspec
 from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.generation import Job, Piece, generate
 from graft_runtime.server.merge import merge
+from graft_runtime.server.siblings import Siblings
 
 
 def fork(job: Job, count: int) -> list[Job]:
@@ -23,6 +24,7 @@ def fork(job: Job, count: int) -> list[Job]:
 
     Only the first is asked what the model thought of the prompt.
     """
+    job = replace(job, siblings=Siblings(count))
     rest = [
         replace(
             job,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from graft_runtime.errors import EngineDiedError
@@ -17,6 +17,7 @@ from graft_runtime.server.alternatives import Alternative, name_alternatives
 from graft_runtime.server.backend import DEFAULT_TERMS, Target, Terms, TokenChunk
 from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.record import Record
+from graft_runtime.server.siblings import Siblings
 from graft_runtime.text.detokenizer import Detokenizer
 from graft_runtime.text.stop import StopMatcher
 from graft_runtime.text.tokenizer import Tokenizer
@@ -40,6 +41,8 @@ class Job:
     skip_specials: bool = True
     """Whether control tokens are left out of the text."""
     terms: Terms = DEFAULT_TERMS
+    siblings: Siblings = field(default_factory=Siblings)
+    """The request's choices, of which this is one."""
     stream_interval: int = 1
     """Tokens that come in one piece, the first and the last piece excepted."""
 
@@ -117,6 +120,7 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
                         prompt_scores=chunk.prompt_scores,
                         embedding=chunk.embedding,
                     )
+                record.num_preemptions = chunk.num_preemptions
                 record.tokens(len(piece.tokens))
                 if record.text is not None:
                     record.text.append(piece.text)

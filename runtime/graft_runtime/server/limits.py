@@ -32,6 +32,8 @@ from graft_runtime.server.tracing import NoTracer, Tracer
 MAX_HEADER_BYTES: Final = 16 * 1024
 """Names and values of all headers together."""
 MAX_HEADERS: Final = 100
+CLIENT_LEFT: Final = 499
+"""How a request is counted whose client left before there was an answer."""
 BODY_TIMEOUT_SECONDS: Final = 10.0
 """From the first read of a body to its end."""
 
@@ -85,6 +87,18 @@ class LimitsMiddleware:
             if answer.started:
                 raise
             await self._refuse(scope, receive, answer, error)
+        finally:
+            self._count(scope, answer)
+
+    def _count(self, scope: Scope, answer: _Answer) -> None:
+        if self._metrics is None:
+            return
+        exchange = answer.exchange
+        sizes = (exchange.num_body_bytes, answer.num_bytes)
+        route = getattr(scope.get("route"), "path", None)
+        self._metrics.http.answered(
+            scope["method"], route, answer.status, exchange.elapsed(), sizes
+        )
 
     async def _refuse(
         self, scope: Scope, receive: Receive, answer: _Answer, error: Exception
@@ -147,10 +161,14 @@ class _Answer:
         self._send = send
         self.exchange = exchange
         self.started = False
+        self.status = CLIENT_LEFT
+        self.num_bytes = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self.status = message["status"]
             own = (b"x-request-id", self.exchange.request_id.encode())
             message = {**message, "headers": [*message.get("headers", []), own]}
+        self.num_bytes += len(message.get("body", b""))
         await self._send(message)

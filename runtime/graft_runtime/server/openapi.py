@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from graft_runtime.server.anthropic.fields import CountFields, MessagesFields
 from graft_runtime.server.errors import Family, family_of
+from graft_runtime.server.kserve import shapes
 from graft_runtime.server.openai.chat_fields import ChatFields
 from graft_runtime.server.openai.completions import CompletionFields
 from graft_runtime.server.openai.embeddings import EmbeddingFields, EmbedFields
@@ -43,6 +44,7 @@ BODIES: Final[Mapping[str, tuple[type[BaseModel], ...]]] = {
     "/chat_tokenize": (ChatTokenizeFields,),
     "/detokenize": (DetokenizeFields,),
     "/invocations": (GenerateFields, ChatFields, CompletionFields, EmbeddingFields),
+    **shapes.BODIES,
 }
 """What a POST to each path may hold."""
 
@@ -72,10 +74,12 @@ STREAMS: Final = frozenset(
         "/v1/completions",
         "/v1/messages",
         "/v1/responses",
+        *shapes.STREAMS,
     }
 )
 """What may be answered with events."""
 
+_WITHOUT_CONTENT: Final = frozenset({"/v2/repository/models/{model}/load"})
 _TEXT: Final = {"type": "string"}
 _OPENAI_FIELDS: Final = {
     "message": _TEXT,
@@ -175,7 +179,13 @@ def _answer(path: str, method: str) -> dict[str, Any]:
     if path in ANSWERS:
         schema = {"type": "object", "required": list(ANSWERS[path])}
         content["application/json"] = {"schema": schema}
-    elif method == "post" and path in BODIES and path != "/generate_stream":
+    elif path in shapes.ANSWERS:
+        content["application/json"] = {"schema": dict(shapes.ANSWERS[path])}
+        if path in shapes.BINARY:
+            content["application/octet-stream"] = {"schema": {}}
+    elif path in _WITHOUT_CONTENT:
+        pass
+    elif method == "post" and path in BODIES and not path.endswith("/generate_stream"):
         content["application/json"] = {"schema": {}}
     if method == "post" and path in STREAMS:
         content["text/event-stream"] = {"schema": {"type": "object", "required": ["data"]}}

@@ -18,6 +18,7 @@ from graft_runtime.metrics.requests import Course
 from graft_runtime.server.backend import Target
 from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.errors import tgi_cause
+from graft_runtime.server.siblings import Siblings
 from graft_runtime.server.tracing import Ended
 from graft_runtime.text.tokenizer import Tokenizer
 
@@ -37,6 +38,8 @@ class Facts(Protocol):
     def sampling(self) -> Sampling: ...  # noqa: D102
     @property
     def target(self) -> Target: ...  # noqa: D102
+    @property
+    def siblings(self) -> Siblings: ...  # noqa: D102
     @property
     def tokenizer(self) -> Tokenizer: ...  # noqa: D102
 
@@ -59,6 +62,7 @@ class Record:
         self.queue_seconds: float | None = None
         """How long it waited in the engine's queue, once that is known."""
         self.num_cached = 0
+        self.num_preemptions = 0
         self.text: list[str] | None = [] if frontend.logs_text else None
         """Pieces of the output, if these are to be logged."""
         self._frontend = frontend
@@ -112,6 +116,9 @@ class Record:
         reason, cause = self._outcome(error)
         course = self._course()
         self._metrics.finished(reason, self._job.target.served_name, course)
+        siblings = self._job.siblings
+        if siblings.ended(self._completion_tokens) and reason in ("stop", "length"):
+            self._metrics.choices(siblings.count, siblings.longest)
         self._tell(reason, cause, course)
 
     def _outcome(self, error: BaseException | None) -> tuple[FinishedReason, str]:
@@ -146,6 +153,7 @@ class Record:
             num_prompt=len(self._job.token_ids),
             num_output=self._completion_tokens,
             max_output=self._job.sampling.max_tokens,
+            num_preemptions=self.num_preemptions,
         )
 
     def _tell(self, reason: FinishedReason, cause: str, course: Course) -> None:

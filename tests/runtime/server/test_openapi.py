@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from graft_runtime.server.openapi import ANSWERS, BODIES, ERRORS
-from tests.support.fake_backend import FakeBackend
+from tests.support.fake_backend import BASE, FakeBackend
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -91,3 +91,41 @@ async def test_errors_have_the_described_form(
     response = await client.post(path, json={"nothing": 1})
     assert 400 <= response.status_code < 500
     jsonschema.validate(response.json(), ERRORS[family])
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body"),
+    [
+        (
+            "infer",
+            "/v2/models/{model}/infer",
+            {
+                "id": "r1",
+                "inputs": [
+                    {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["hello"]}
+                ],
+                "outputs": [{"name": "text_output"}],
+            },
+        ),
+        ("generate", "/v2/models/{model}/generate", {"text_input": "hello", "max_tokens": 3}),
+        ("index", "/v2/repository/index", {"ready": True}),
+        ("", "/v2/models/{model}", None),
+        ("stats", "/v2/models/{model}/stats", None),
+        ("", "/v2", None),
+    ],
+)
+async def test_tensors_and_their_answers_are_what_is_described(
+    client: httpx.AsyncClient, document: dict[str, Any], verb: str, path: str, body: Any
+) -> None:
+    method = "get" if body is None else "post"
+    operation = document["paths"][path][method]
+    known = {"components": document["components"]}
+    if body is not None:
+        taken = operation["requestBody"]["content"]["application/json"]["schema"]
+        jsonschema.validate(body, taken | known)
+    url = path.replace("{model}", BASE)
+    answer = await client.request(method, url, json=body)
+    assert answer.status_code == 200, answer.text
+    said = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.validate(answer.json(), said | known)
+    assert verb in url

@@ -33,7 +33,9 @@ COMPRESS_FROM_BYTES: Final = 1024
 """Shorter answers gain nothing."""
 
 
-class _Input(Fields):
+class InferInput(Fields):
+    """One tensor."""
+
     name: str = Field(max_length=256)
     datatype: str = Field(max_length=16)
     shape: list[int] = Field(max_length=8)
@@ -41,16 +43,20 @@ class _Input(Fields):
     data: Any = None
 
 
-class _Output(Fields):
+class InferOutput(Fields):
+    """One tensor that is wanted back."""
+
     name: str = Field(max_length=256)
     parameters: dict[str, Any] = Field(default={})
 
 
-class _Document(Fields):
+class InferDocument(Fields):
+    """The JSON of an inference."""
+
     id: str = Field(default="", max_length=1024)
     parameters: dict[str, Any] = Field(default={})
-    inputs: list[_Input] = Field(min_length=1, max_length=MAX_TENSORS)
-    outputs: list[_Output] = Field(default=[], max_length=MAX_TENSORS)
+    inputs: list[InferInput] = Field(min_length=1, max_length=MAX_TENSORS)
+    outputs: list[InferOutput] = Field(default=[], max_length=MAX_TENSORS)
 
 
 async def answer_infer(request: Request, model: str, version: str) -> Response:
@@ -83,13 +89,13 @@ async def answer_infer(request: Request, model: str, version: str) -> Response:
     return await _response(request, head, outputs, as_bytes)
 
 
-def _understand(body: InferBody) -> tuple[_Document, Inputs]:
+def _understand(body: InferBody) -> tuple[InferDocument, Inputs]:
     """Return what a body says and what it asks for."""
     if body.is_raw:
-        raw = _Document(inputs=[_Input(name="text_input", datatype="BYTES", shape=[1])])
+        raw = InferDocument(inputs=[InferInput(name="text_input", datatype="BYTES", shape=[1])])
         tensor = Tensor("text_input", "BYTES", (1,), (body.binary,))
         return raw, read_inputs([tensor], {})
-    document, _ = parse_fields(_Document, body.document, {})
+    document, _ = parse_fields(InferDocument, body.document, {})
     for each in document.outputs:
         _wants_bytes(each)
     names = [each.name for each in document.outputs]
@@ -97,7 +103,7 @@ def _understand(body: InferBody) -> tuple[_Document, Inputs]:
     return document, read_inputs(tensors, document.parameters, names)
 
 
-def _read_tensors(document: _Document, body: InferBody) -> list[Tensor]:
+def _read_tensors(document: InferDocument, body: InferBody) -> list[Tensor]:
     """Return the inputs; bytes behind the JSON belong to them in order, and all of them do."""
     tensors = []
     position = 0
@@ -118,7 +124,7 @@ def _read_tensors(document: _Document, body: InferBody) -> list[Tensor]:
     return tensors
 
 
-def _wants_bytes(output: _Output) -> bool | None:
+def _wants_bytes(output: InferOutput) -> bool | None:
     """Return whether an output comes as bytes, where it says so itself."""
     _refuse_shared_memory(output.parameters)
     if output.parameters.get("classification"):
