@@ -109,9 +109,11 @@ async def _serve(config: RuntimeConfig, paths: PodPaths, name: str, token: str) 
     from graft_runtime.metrics import Metrics
     from graft_runtime.pod.pod import Pod
     from graft_runtime.server.app import create_app, create_internal_app
+    from graft_runtime.server.listener import share_interpreter
     from graft_runtime.server.tracing import start_tracer
 
     stopping = _signals()
+    share_interpreter()
     metrics = Metrics(config.model.served_name)
     pod = Pod(config, paths, name, metrics)
     settings = config.server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -16,6 +17,17 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 KEEP_ALIVE_SECONDS: Final = 5
 """How long an idle connection stays open."""
 BACKLOG: Final = 2048
+
+
+SWITCH_SECONDS: Final = 0.001
+"""How long a thread may keep the interpreter while others wait. The loop asks for it several times
+for one answer, and with Python's own 5 ms each of these waits behind every thread that reads a long
+prompt."""
+
+
+def share_interpreter() -> None:
+    """Let the event loop's thread have its turn often; for the whole process."""
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 class _Server(uvicorn.Server):
