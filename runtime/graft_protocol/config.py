@@ -107,6 +107,12 @@ class ServerSettings(Message):
     """How long running requests may go on after SIGTERM."""
     max_body_bytes: PositiveInt = 2 * 2**20
     request_timeout_seconds: Seconds = 600.0
+    watermark_greenlist_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Part of the vocabulary that a watermark prefers, where a request does not say."""
+    watermark_bias: Annotated[float, Field(ge=-100, le=100)] = 2.0
+    """Added to the logits of what is preferred, likewise."""
+    watermark_hashing_key: Annotated[int, Field(ge=1, lt=2**63)] = 15485863
+    """Who knows it can detect the mark; likewise."""
 
 
 class RuntimeConfig(Message):

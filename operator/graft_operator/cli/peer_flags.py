@@ -59,8 +59,11 @@ FIELDS: Final[Mapping[str, tuple[str, str, Reader]]] = {
     "block-size": ("engine", "blockSize", _number),
     "kv-cache-memory-bytes": ("engine", "kvBytes", _number),
     "max-lora-rank": ("adapters", "maxRank", _number),
+    "watermark-gamma": ("server", "watermarkGreenlistRatio", float),
+    "watermark-delta": ("server", "watermarkBias", float),
+    "watermark-key": ("server", "watermarkHashingKey", int),
 }
-"""Flags of vLLM that are fields of the service."""
+"""Flags of vLLM and of TGI's launcher, and one of our own, that are fields of the service."""
 
 HARMLESS: Final[Mapping[str, frozenset[str]]] = {
     "tensor-parallel-size": frozenset({"1"}),
@@ -125,6 +128,8 @@ TGI_FIELDS: Final[Mapping[str, tuple[str, str, Reader]]] = {
     "MAX_CONCURRENT_REQUESTS": ("engine", "maxWaiting", _number),
     "PAYLOAD_LIMIT": ("server", "maxBodyBytes", _number),
     "GRACEFUL_TERMINATION_TIMEOUT": ("server", "drainTimeoutSeconds", _number),
+    "WATERMARK_GAMMA": ("server", "watermarkGreenlistRatio", float),
+    "WATERMARK_DELTA": ("server", "watermarkBias", float),
 }
 TGI_REFUSED: Final[Mapping[str, frozenset[str]]] = {
     "API_KEY": frozenset(),

@@ -223,6 +223,12 @@ class ServerSpec(Closed):
     """Largest request body, bytes."""
     request_timeout_seconds: Seconds | None = None
     """Longest a request may take."""
+    watermark_greenlist_ratio: Annotated[float, Field(ge=0.01, le=0.99)] | None = None
+    """Part of the vocabulary that a watermark prefers, where a request does not say."""
+    watermark_bias: Annotated[float, Field(ge=-100, le=100)] | None = None
+    """Added to the logits of what a watermark prefers, where a request does not say."""
+    watermark_hashing_key: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    """Key of watermarks, where a request brings none; whoever knows it can detect them."""
 
 
 class CacheSpec(Closed):

@@ -83,6 +83,7 @@ class Metrics:
         self.registry.register(self.tgi)
         self._model = {"model_name": model_name, "engine": "0"}
         self._register_vllm()
+        self._register_states()
         self._requests = RequestHistograms(self.registry, self._model)
         self.steps = StepHistograms(self.registry, self._model)
         self.http = HttpMetrics(self.registry)
@@ -124,18 +125,6 @@ class Metrics:
 
         self._running = gauge("num_requests_running", "Requests in the running batch.")
         self._waiting = gauge("num_requests_waiting", "Requests waiting in the engine.")
-        self._waiting_by_reason = self._gauge(
-            "vllm:num_requests_waiting_by_reason",
-            "Requests waiting in the engine, for room or for their adapter.",
-            (*names, "reason"),
-        )
-        for reason in ("capacity", "deferred"):
-            self._waiting_by_reason.labels(*values, reason)
-        sleep = self._gauge(
-            "vllm:engine_sleep_state", "1 at the state it is in.", (*names, "sleep_state")
-        )
-        for state in ("awake", "weights_offloaded", "discard_all"):
-            sleep.labels(*values, state).set(state == "awake")
         self._kv_usage = gauge("kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.")
         self._totals = {
             "prompt_tokens": counter("prompt_tokens", "Prompt tokens computed."),
@@ -168,6 +157,21 @@ class Metrics:
         self._latency = seconds(
             "e2e_request_latency_seconds", "From arrival to the end.", LATENCY_BUCKETS
         )
+
+    def _register_states(self) -> None:
+        names, values = tuple(self._model), tuple(self._model.values())
+        self._waiting_by_reason = self._gauge(
+            "vllm:num_requests_waiting_by_reason",
+            "Requests waiting in the engine, for room or for their adapter.",
+            (*names, "reason"),
+        )
+        for reason in ("capacity", "deferred"):
+            self._waiting_by_reason.labels(*values, reason)
+        sleep = self._gauge(
+            "vllm:engine_sleep_state", "1 at the state it is in.", (*names, "sleep_state")
+        )
+        for state in ("awake", "weights_offloaded", "discard_all"):
+            sleep.labels(*values, state).set(state == "awake")
 
     def _register_graft(self) -> None:
         self._adapters = self._gauge("graft_adapters", "Revisions, by state.", ("state",))

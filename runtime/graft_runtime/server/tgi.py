@@ -106,7 +106,8 @@ async def _prepare(
     )
     if parameters.truncate is not None:
         ids = ids[-parameters.truncate :]
-    sampling = parameters.sampling(max_tokens=_room(len(ids), parameters, limit))
+    room = _room(len(ids), parameters, limit)
+    sampling = parameters.sampling(frontend.settings, max_tokens=room)
     sampling = await constrain(frontend, sampling, parameters.form)
     id = job_ids(exchange, 1)[0]
     job = Job(id, ids, sampling, target, text.tokenizer, parameters.stop, keep_stop=True)

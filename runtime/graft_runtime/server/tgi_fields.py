@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pydantic import Field, field_validator, model_validator
 
+from graft_protocol.config import ServerSettings
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.ipc.messages import Sampling
 from graft_runtime.server.adapter_choice import AdapterFields
@@ -172,7 +173,7 @@ class Parameters(AdapterFields):
         """Whether the answer has details: details of the prompt imply them."""
         return self.details or self.decoder_input_details
 
-    def sampling(self, *, max_tokens: int) -> Sampling:
+    def sampling(self, settings: ServerSettings, *, max_tokens: int) -> Sampling:
         """Return what the engine is told.
 
         Every token's log probability belongs to the answer, and is that of what it was drawn from.
@@ -193,7 +194,7 @@ class Parameters(AdapterFields):
             top_logprobs=max(self.top_n_tokens, self.return_k_alternatives),
             processed_logprobs=True,
             prompt_logprobs=0 if self.decoder_input_details else None,
-            watermark=None if self.watermark is None else self.watermark.told(),
+            watermark=None if self.watermark is None else self.watermark.told(settings),
         )
 
 

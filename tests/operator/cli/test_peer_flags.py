@@ -61,6 +61,21 @@ def test_tgis_variables_count_where_no_model_is_named() -> None:
     assert read_environment({"PORT": "80"}) is None
 
 
+def test_a_watermarks_key_and_strength_are_the_services() -> None:
+    service, _, _ = served(
+        "--watermark-gamma", "0.5", "--watermark-delta=3", "--watermark-key", "7"
+    )
+    server = service.spec.server
+    assert server.watermark_greenlist_ratio == 0.5
+    assert (server.watermark_bias, server.watermark_hashing_key) == (3, 7)
+    environment = {"MODEL_ID": "org/model", "WATERMARK_GAMMA": "0.4", "WATERMARK_DELTA": "1.5"}
+    service, _, _ = served(environment=environment, model=None)
+    server = service.spec.server
+    assert (server.watermark_greenlist_ratio, server.watermark_bias) == (0.4, 1.5)
+    with pytest.raises(click.UsageError, match="watermark-key"):
+        served("--watermark-key", "secret")
+
+
 def test_what_changes_nothing_is_told() -> None:
     wanted = read_flags(["--swap-space", "4", "--enforce-eager"])
     assert wanted.without_effect == ["--swap-space", "--enforce-eager"]

@@ -6,8 +6,12 @@ import httpx
 import pytest
 from transformers import WatermarkingConfig
 
+from graft_protocol.config import ServerSettings
 from graft_runtime.ipc.messages import Watermark
-from tests.support.fake_backend import FakeBackend
+from graft_runtime.metrics import Metrics
+from graft_runtime.server.app import create_app
+from graft_runtime.server.watermarks import WatermarkFields
+from tests.support.fake_backend import BASE, FakeBackend
 
 CASES: list[tuple[Any, Watermark | None]] = [
     (None, None),
@@ -65,3 +69,30 @@ def test_the_defaults_are_transformers() -> None:
     theirs = WatermarkingConfig()
     for name in Watermark.__struct_fields__:
         assert getattr(Watermark(), name) == getattr(theirs, name)
+
+
+async def test_what_a_request_leaves_out_comes_from_the_service(
+    backend: FakeBackend, metrics: Metrics
+) -> None:
+    settings = ServerSettings(
+        watermark_hashing_key=99, watermark_greenlist_ratio=0.5, watermark_bias=3.0
+    )
+    app = create_app(backend, settings, metrics=metrics)
+    transport = httpx.ASGITransport(app)
+    text = {"text_input": "hello", "watermarking": True}
+    async with httpx.AsyncClient(transport=transport, base_url="http://graft") as client:
+        for path, body in (
+            ("/generate", {"inputs": "hello", "parameters": {"watermark": True}}),
+            ("/v1/completions", {"prompt": "hello", "watermarking": True}),
+            ("/v1/completions", {"prompt": "hello", "watermarking": {"hashing_key": 7}}),
+            (f"/v2/models/{BASE}/generate", text),
+        ):
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 200, answer.text
+    own = Watermark(hashing_key=99, greenlist_ratio=0.5, bias=3.0)
+    other = Watermark(hashing_key=7, greenlist_ratio=0.5, bias=3.0)
+    assert [each.sampling.watermark for each in backend.submitted] == [own, own, other, own]
+
+
+def test_the_services_own_defaults_are_the_engines() -> None:
+    assert WatermarkFields().told(ServerSettings()) == Watermark()

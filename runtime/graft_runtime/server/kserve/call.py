@@ -89,6 +89,7 @@ async def prepare(
         raise InvalidRequestError("input 'text_input' must not be empty", param="text_input")
     sampling = fields.told(
         text.tokenizer,
+        frontend.settings,
         max_tokens=fit_output(len(ids), fields.max_tokens, None, limit),
         needs_logprobs=not {"logprobs", "cumulative_logprob"}.isdisjoint(inputs.outputs),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from graft_protocol.config import ServerSettings
 from graft_runtime.ipc.messages import Sampling
 from graft_runtime.server.fields import ModelName, NumTop, PositiveInt, Unsupported
 from graft_runtime.server.openai.sampling import UNSUPPORTED, SamplingFields
@@ -29,16 +30,24 @@ class TritonFields(SamplingFields):
     logprobs: NumTop | None = None
     lora_name: ModelName | None = None
 
-    def told(self, tokenizer: Tokenizer, *, max_tokens: int, needs_logprobs: bool) -> Sampling:
+    def told(
+        self,
+        tokenizer: Tokenizer,
+        settings: ServerSettings,
+        *,
+        max_tokens: int,
+        needs_logprobs: bool,
+    ) -> Sampling:
         """Return what the engine is told.
 
         Args:
             tokenizer: The base model's.
+            settings: The service's.
             max_tokens: Longest output.
             needs_logprobs: Whether an output tensor is made of them.
         """
         num_top = 0 if self.logprobs is None and needs_logprobs else self.logprobs
-        return self.sampling(tokenizer, max_tokens=max_tokens, top_logprobs=num_top)
+        return self.sampling(tokenizer, settings, max_tokens=max_tokens, top_logprobs=num_top)
 
 
 FIELD_NAMES: Final = frozenset(TritonFields.model_fields) - KNOWN_UNSUPPORTED.keys()

@@ -120,6 +120,7 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
     wanted = fields.max_completion_tokens or fields.max_tokens
     sampling = fields.sampling(
         text.tokenizer,
+        frontend.settings,
         max_tokens=fit_output(len(ids), wanted, None, limit),
         top_logprobs=fields.top_logprobs if fields.logprobs else None,
     )

@@ -105,6 +105,7 @@ async def _prepare(
         wanted = 1 if fields.max_tokens == 0 else fields.max_tokens
         sampling = fields.sampling(
             text.tokenizer,
+            frontend.settings,
             max_tokens=fit_output(len(ids), wanted, DEFAULT_MAX_TOKENS, limit),
             top_logprobs=fields.logprobs,
             prompt_logprobs=fields.logprobs if fields.echo else None,

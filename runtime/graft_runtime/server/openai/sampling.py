@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from graft_protocol.config import ServerSettings
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.ipc.messages import Sampling
 from graft_runtime.server.backend import Terms
@@ -205,6 +206,7 @@ class SamplingFields(Fields):
     def sampling(
         self,
         tokenizer: Tokenizer,
+        settings: ServerSettings,
         *,
         max_tokens: int,
         top_logprobs: int | None,
@@ -214,6 +216,7 @@ class SamplingFields(Fields):
 
         Args:
             tokenizer: The base model's.
+            settings: The service's.
             max_tokens: Longest output.
             top_logprobs: Likeliest tokens that are wanted with each token; None wants no logprobs.
             prompt_logprobs: The same for the prompt, where the surface itself asks for them.
@@ -244,7 +247,7 @@ class SamplingFields(Fields):
             logprobs=top_logprobs is not None,
             top_logprobs=top_logprobs or 0,
             prompt_logprobs=max(wanted, default=None),
-            watermark=None if self.watermarking is None else self.watermarking.told(),
+            watermark=None if self.watermarking is None else self.watermarking.told(settings),
             processors=self.logits_processors,
         )
 
