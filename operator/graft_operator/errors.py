@@ -13,6 +13,7 @@ GraftError
 |   `-- DeadWatchError           a watch is silent while objects change
 |-- RuntimeUnreachableError  a runtime pod gave no usable report; polled again
 |-- LocalModeError           `graft up` cannot run as asked
+|-- MergeError               adapters cannot be merged here
 `-- PublishError             an adapter folder cannot be published
 """
 
@@ -83,6 +84,10 @@ class RuntimeUnreachableError(GraftError):
 
 class LocalModeError(GraftError):
     """Local mode cannot do what was asked."""
+
+
+class MergeError(GraftError):
+    """Adapters cannot be merged here."""
 
 
 class PublishError(GraftError):

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from graft_protocol.config import RuntimeConfig, ServerSettings
 from graft_protocol.naming import ENV_POD_NAME, ENV_POD_ROOT, PodPaths
 from graft_runtime import __version__
+from graft_runtime.errors import InvalidRequestError, ReasonedError
 from graft_runtime.log import configure_logging
 from graft_runtime.settings import EngineChildSettings, LoaderChildSettings
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 ENV_LOG_TEXT = "GRAFT_LOG_TEXT"
 """Set to 1, prompts and outputs come to stand in the log."""
 PR_SET_PDEATHSIG = 1
@@ -82,6 +84,23 @@ def loader(settings_file: Path) -> None:
     from graft_runtime.adapters.loader import run_loader
 
     run_loader(LoaderChildSettings.model_validate_json(settings_file.read_bytes()))
+
+
+@main.command("merge-adapters")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, required=True, type=_FOLDER)
+@click.option("--weight", "-w", "weights", multiple=True, type=float, help="One for each.")
+def merge_adapters(out: Path, folders: tuple[Path, ...], weights: tuple[float, ...]) -> None:
+    """Write the weighted sum of adapters to OUT (what `graft adapter merge` runs)."""
+    from graft_runtime.adapters import merge
+
+    try:
+        merged = merge.merge_adapters(folders, weights, out)
+    except ReasonedError as error:
+        raise click.ClickException(f"{error.reason.value}: {error}") from error
+    except (InvalidRequestError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{out}: {merged.num_modules} modules, rank {merged.rank}", err=True)
 
 
 @main.command(hidden=True)

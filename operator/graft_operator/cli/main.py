@@ -179,7 +179,7 @@ def adapter() -> None:
 @click.option("--namespace", help="Its namespace.")
 @click.option("--service", default="SERVICE", help="Name of its InferenceService.")
 @click.option("--secret", help="Secret with the credentials that pods use.")
-@click.option("--endpoint", help="Object store of an s3:// URI; keys come from AWS_* variables.")
+@click.option("--endpoint", help="Another object store than the provider's own.")
 @click.option("--overwrite", is_flag=True, help="Replace another version at the same URI.")
 @click.option("--chat-template", is_flag=True, help="Serve it with its own chat_template.jinja.")
 def publish(
@@ -192,9 +192,34 @@ def publish(
 ) -> None:
     """Copy an adapter's files from FOLDER to URI and print the LoraAdapter manifest.
 
-    URI is s3://bucket/prefix or file:///folder. The manifest carries the digest of what was copied.
+    URI is s3://bucket/prefix, gs://bucket/prefix, az://account/container/prefix or file:///folder.
+    Keys come from the variables that the provider's own tools read: AWS_*, GOOGLE_*, AZURE_*. The
+    manifest carries the digest of what was copied.
     """
     from graft_operator.cli.publish import Publication, run_publish
 
     wanted = Publication(folder, uri, endpoint, overwrite, with_template=chat_template)
     run_publish(wanted, names)
+
+
+@adapter.command()
+@click.argument("out", type=FOLDER)
+@click.argument(
+    "folders",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+)
+@click.option("--weight", "-w", "weights", multiple=True, type=float, help="One for each FOLDER.")
+@RUNTIME
+def merge(
+    out: Path, folders: tuple[Path, ...], weights: tuple[float, ...], runtime: str | None
+) -> None:
+    """Write the weighted sum of the adapters in FOLDERS to the new folder OUT.
+
+    The sum is exact, as that of a request's `merged_adapters`: a module's rank is the sum of its
+    ranks. Without weights the adapters count equally. OUT can be published as it is.
+    """
+    from graft_operator.cli.merge import run_merge
+
+    sys.exit(run_merge(out, folders, weights, runtime))

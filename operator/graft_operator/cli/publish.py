@@ -13,7 +13,7 @@ import click
 import obstore
 import yaml
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, S3Store
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
 from graft_operator.constants import API_VERSION, KIND_ADAPTER
 from graft_operator.errors import PublishError
@@ -21,7 +21,8 @@ from graft_protocol.digest import TEMPLATE_FILE, FileRecord, is_adapter_file, ma
 
 CONFIG = "adapter_config.json"
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-Store = LocalStore | S3Store
+Store = AzureStore | GCSStore | LocalStore | S3Store
+URIS = "s3://bucket/prefix, gs://bucket/prefix, az://account/container/prefix or file:///folder"
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,43 @@ def open_store(uri: str, endpoint: str | None) -> tuple[Store, str]:
     """Return the store of a URI and the prefix of its keys.
 
     Raises:
-        PublishError: Not a URI that Graft reads.
+        PublishError: Not a URI that can be written to.
     """
     parts = urlsplit(uri)
     if parts.scheme == "file" and not parts.netloc:
         return LocalStore(parts.path, mkdir=True), ""
-    if parts.scheme == "s3" and parts.netloc:
-        options: dict[str, Any] = {}
-        if endpoint is not None:
-            options = {"endpoint": endpoint, "client_options": {"allow_http": True}}
-        prefix = parts.path.strip("/")
-        return S3Store(parts.netloc, **options), f"{prefix}/" if prefix else ""
-    raise PublishError(f"{uri!r} is not s3://bucket/prefix or file:///folder")
+    make = {"s3": _s3, "gs": _gcs, "az": _azure}.get(parts.scheme)
+    if make is None or not parts.netloc:
+        raise PublishError(f"{uri!r} is not {URIS}")
+    store, prefix = make(parts.netloc, parts.path.strip("/"), endpoint)
+    return store, f"{prefix}/" if prefix else ""
+
+
+def _s3(bucket: str, prefix: str, endpoint: str | None) -> tuple[Store, str]:
+    options: dict[str, Any] = {}
+    if endpoint is not None:
+        options = {"endpoint": endpoint, "client_options": {"allow_http": True}}
+    return S3Store(bucket, **options), prefix
+
+
+def _gcs(bucket: str, prefix: str, endpoint: str | None) -> tuple[Store, str]:
+    options: dict[str, Any] = {}
+    if endpoint is not None:
+        # No identity of Google's goes to somebody else's server.
+        options = {"client_options": {"allow_http": True}, "skip_signature": True}
+        options["base_url"] = endpoint
+    return GCSStore(bucket, **options), prefix
+
+
+def _azure(account: str, path: str, endpoint: str | None) -> tuple[Store, str]:
+    container, _, prefix = path.partition("/")
+    if not container:
+        raise PublishError(f"'az://{account}' names no container: az://account/container/prefix")
+    options: dict[str, Any] = {"account_name": account}
+    if endpoint is not None:
+        options["endpoint"] = f"{endpoint.rstrip('/')}/{account}"
+        options["client_options"] = {"allow_http": True}
+    return AzureStore(container, **options), prefix
 
 
 def manifest(wanted: Publication, digest: str, names: Mapping[str, str | None]) -> dict[str, Any]:

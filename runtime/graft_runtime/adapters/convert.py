@@ -6,7 +6,6 @@ memory, and writes to a name that nobody reads until the file is whole. Knows no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graft_protocol.reasons import Reason
-from graft_runtime.adapters.safetensors_header import TensorInfo, shown
+from graft_runtime.adapters.safetensors_header import TensorInfo, file_header, shown
 from graft_runtime.adapters.validate import ModuleUpdate, ValidAdapter
 from graft_runtime.adapters.weights import (
     SERVING_DTYPES,
@@ -35,8 +34,6 @@ from graft_runtime.layers.lora.layout import PAGE_RANK, LoraGroup, SlotHeader, t
 
 CONVERTER_VERSION = 1
 """Raised when the same adapter would become another slot file; cached ones are then not used."""
-
-_ALIGNMENT = 64
 
 
 class _GroupUpdate(NamedTuple):
@@ -96,19 +93,17 @@ def _by_group(adapter: ValidAdapter) -> Iterator[_GroupUpdate]:
 
 def _file_header(parts: Sequence[_GroupUpdate], header: SlotHeader) -> bytes:
     """Return the safetensors header; tensors follow in its order, without gaps."""
-    file_dtype, stored = SERVING_DTYPES[_serving_dtype(header)]
-    item_bytes = np.dtype(stored).itemsize
-    fields: dict[str, object] = {"__metadata__": header.to_metadata()}
-    offset = 0
-    for part in parts:
-        shapes = (part.group.a_shape(header.pages), part.group.b_shape(header.pages))
-        for name, shape in zip(tensor_names(part.layer, part.group.name), shapes, strict=True):
-            end = offset + int(np.prod(shape)) * item_bytes
-            fields[name] = {"dtype": file_dtype, "shape": shape, "data_offsets": (offset, end)}
-            offset = end
-    text = json.dumps(fields, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    file_dtype, _ = SERVING_DTYPES[_serving_dtype(header)]
+    tensors = [
+        (name, file_dtype, shape)
+        for part in parts
+        for name, shape in zip(
+            tensor_names(part.layer, part.group.name),
+            (part.group.a_shape(header.pages), part.group.b_shape(header.pages)),
+            strict=True,
+        )
+    ]
+    return file_header(tensors, header.to_metadata())
 
 
 class _GroupArrays:
@@ -122,10 +117,10 @@ class _GroupArrays:
 
     def put(self, update: ModuleUpdate, source: IO[bytes]) -> bool:
         """Fill in one module's factors; tell whether their product can be other than zero."""
-        down_RI = _cast(_read(source, update.a), update.a, self._dtype)
+        down_RI = cast_finite(read_weights(source, update.a), update.a.name, self._dtype)
         with np.errstate(over="ignore"):
-            up_OR = _read(source, update.b) * np.float32(update.scaling)
-        up_RO = _cast(np.ascontiguousarray(up_OR.T), update.b, self._dtype)
+            up_OR = read_weights(source, update.b) * np.float32(update.scaling)
+        up_RO = cast_finite(np.ascontiguousarray(up_OR.T), update.b.name, self._dtype)
         index = update.place.slice_index
         for rank in range(0, update.rank, PAGE_RANK):
             rows_RI = down_RI[rank : rank + PAGE_RANK]
@@ -137,7 +132,12 @@ class _GroupArrays:
         return not (is_zero(down_RI, self._dtype) or is_zero(up_RO, self._dtype))
 
 
-def _read(source: IO[bytes], tensor: TensorInfo) -> Float32:
+def read_weights(source: IO[bytes], tensor: TensorInfo) -> Float32:
+    """Read a tensor out of a file.
+
+    Raises:
+        ReasonedError: NonFiniteWeights.
+    """
     source.seek(tensor.start)
     values = to_float32(source.read(tensor.end - tensor.start), tensor.dtype)
     if not np.isfinite(values).all():
@@ -146,10 +146,15 @@ def _read(source: IO[bytes], tensor: TensorInfo) -> Float32:
     return values.reshape(tensor.shape)
 
 
-def _cast(values: Float32, tensor: TensorInfo, dtype: ServingDtype) -> NDArray[np.generic]:
+def cast_finite(values: Float32, name: str, dtype: ServingDtype) -> NDArray[np.generic]:
+    """Round a tensor's values to a dtype.
+
+    Raises:
+        ReasonedError: NonFiniteWeights: one is too large for it.
+    """
     stored = cast(values, dtype)
     if not (np.isfinite(values).all() and is_finite(stored, dtype)):
-        message = f"tensor {shown(tensor.name)} overflows when scaled and rounded to {dtype}"
+        message = f"tensor {shown(name)} overflows when scaled and rounded to {dtype}"
         raise ReasonedError(Reason.NON_FINITE_WEIGHTS, message)
     return stored
 

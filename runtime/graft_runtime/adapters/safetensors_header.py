@@ -1,12 +1,14 @@
-"""A strict reader of safetensors headers, run before anything else looks at the file.
+"""Headers of safetensors files: a strict reader, run before anything else, and a writer.
 
-Stricter than the format: the header is small, and tensors cover the data exactly once.
+The reader is stricter than the format: the header is small, and tensors cover the data exactly
+once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +20,7 @@ from graft_runtime.errors import ReasonedError
 MAX_HEADER_BYTES = 1 << 20
 """A rank-64 adapter for every linear layer of 128 layers has a header of 300 kB."""
 
+_ALIGNMENT = 64
 _LENGTH_BYTES = 8
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 1 << 48
@@ -71,6 +74,26 @@ def read_header(path: Path) -> Mapping[str, TensorInfo]:
     ]
     _check_coverage(path.name, tensors, data_start, size)
     return MappingProxyType({tensor.name: tensor for tensor in tensors})
+
+
+def file_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """Return the beginning of a file whose tensors follow in this order, without gaps.
+
+    Args:
+        tensors: The name, dtype and shape of each.
+        metadata: What else the file says of itself.
+    """
+    fields: dict[str, object] = {_METADATA: dict(metadata)}
+    offset = 0
+    for name, dtype, shape in tensors:
+        end = offset + math.prod(shape) * _ITEM_BYTES[dtype]
+        fields[name] = {"dtype": dtype, "shape": shape, "data_offsets": (offset, end)}
+        offset = end
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + _LENGTH_BYTES) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
 def _read_raw(path: Path) -> tuple[int, bytes]:

@@ -7,7 +7,7 @@ The loader calls this in a thread; the engine never sees an adapter that did not
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from graft_runtime.models.base import ModelArch
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What peft puts before the names of the base model's modules."""
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 _BASE_COPIES = ("lm_head.base_layer.weight", "lm_head.weight", "embed_tokens.weight")
 _LAYER = re.compile(r"[a-zA-Z_.]+\.(\d{1,9})\.")
@@ -80,11 +81,14 @@ def validate_adapter(folder: Path, arch: ModelArch, *, max_rank: int) -> ValidAd
         ReasonedError: Says which file, field or tensor is not as it must be. Terminal: the files,
             the base model or the service's limits have to change.
     """
-    _check_files(folder)
+    check_files(path.name for path in folder.iterdir())
     config = load_peft_config(folder / CONFIG_FILE)
     tensors = read_header(folder / WEIGHTS_FILE)
     places = module_places(arch)
-    pairs = _pair_up(tensors, places, arch)
+    pairs = pair_factors(tensors)
+    for module, pair in pairs.items():
+        if module not in places:
+            raise _no_such_module(next(iter(pair.values())).name, module, arch)
     updates = tuple(
         _update(module, pairs[module], places[module], config, max_rank)
         for module in sorted(pairs, key=list(places).index)
@@ -102,36 +106,67 @@ def module_places(arch: ModelArch) -> dict[str, ModulePlace]:
     }
 
 
-def _check_files(folder: Path) -> None:
-    names = {path.name for path in folder.iterdir()}
+def check_files(names: Iterable[str]) -> None:
+    """Check that a folder's files are a config and weights, and nothing that would be left unused.
+
+    Raises:
+        ReasonedError: They are not.
+    """
+    found = set(names)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if name not in names:
+        if name not in found:
             raise ReasonedError(Reason.MALFORMED_ARTIFACT, f"there is no {name}")
-    others = sorted(names - {CONFIG_FILE, WEIGHTS_FILE, TEMPLATE_FILE})
+    others = sorted(found - {CONFIG_FILE, WEIGHTS_FILE, TEMPLATE_FILE})
     if others:
         message = f"only {WEIGHTS_FILE} would be used, not {shown(others[0])}"
         raise ReasonedError(Reason.UNUSED_TENSORS, message)
 
 
-def _pair_up(
-    tensors: Mapping[str, TensorInfo], places: Mapping[str, ModulePlace], arch: ModelArch
-) -> dict[str, dict[str, TensorInfo]]:
-    """Sort tensors by module and factor; every one must have a place."""
+def pair_factors(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """Sort tensors by module and factor (``A`` or ``B``); every one must be a factor.
+
+    Raises:
+        ReasonedError: One is not, or is of a dtype that is not read, or there is none.
+    """
     pairs: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in tensors.items():
-        match = _FACTOR.fullmatch(name.removeprefix(_PREFIX))
-        if not name.startswith(_PREFIX) or match is None:
+        match = _FACTOR.fullmatch(name.removeprefix(PREFIX))
+        if not name.startswith(PREFIX) or match is None:
             raise _not_a_factor(name)
-        module = match["module"]
-        if module not in places:
-            raise _no_such_module(name, module, arch)
         if tensor.dtype not in FILE_DTYPES:
             message = f"tensor {shown(name)} has dtype {tensor.dtype}"
             raise ReasonedError(Reason.UNSUPPORTED_DTYPE, message)
-        pairs.setdefault(module, {})[match["factor"]] = tensor
+        pairs.setdefault(match["module"], {})[match["factor"]] = tensor
     if not pairs:
         raise ReasonedError(Reason.UNSUPPORTED_TARGET, f"{WEIGHTS_FILE} holds no tensors")
     return pairs
+
+
+def check_factors(
+    module: str,
+    pair: Mapping[str, TensorInfo],
+    rank: int,
+    features: tuple[int, int] | None = None,
+) -> None:
+    """Check the shapes of a module's factors.
+
+    Args:
+        module: Its path in the base model.
+        pair: Its factors.
+        rank: What the config says.
+        features: In and out; None takes what the factors say.
+
+    Raises:
+        ReasonedError: ShapeMismatch.
+    """
+    for factor in "AB":
+        if factor not in pair:
+            message = f"{module} has no lora_{factor}"
+            raise ReasonedError(Reason.SHAPE_MISMATCH, message)
+    a, b = pair["A"], pair["B"]
+    in_features, out_features = features or (sum(a.shape[-1:]), sum(b.shape[:1]))
+    _check_shape(a, (rank, in_features))
+    _check_shape(b, (out_features, rank))
 
 
 def _not_a_factor(name: str) -> ReasonedError:
@@ -167,12 +202,7 @@ def _update(
     if rank > max_rank:
         message = f"{module} has rank {rank}, the service's maxRank is {max_rank}"
         raise ReasonedError(Reason.RANK_TOO_LARGE, message)
-    for factor in "AB":
-        if factor not in pair:
-            message = f"{module} has no lora_{factor}"
-            raise ReasonedError(Reason.SHAPE_MISMATCH, message)
-    _check_shape(pair["A"], (rank, place.group.in_features))
-    _check_shape(pair["B"], (place.out_features, rank))
+    check_factors(module, pair, rank, (place.group.in_features, place.out_features))
     return ModuleUpdate(module, place, rank, config.scaling_of(module), pair["A"], pair["B"])
 
 

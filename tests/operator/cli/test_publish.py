@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from obstore.store import AzureStore, GCSStore, S3Store
 
 from graft_operator.cli import main
+from graft_operator.cli.publish import open_store
 from graft_operator.resources.admission import admit
 from graft_protocol.digest import FileRecord, manifest_digest
 from tests.support.s3 import S3, serve_s3
@@ -114,7 +116,32 @@ def test_pickled_weights_are_refused_with_the_reason(adapter: Path, tmp_path: Pa
 def test_a_place_that_pods_cannot_read_is_refused(adapter: Path, uri: str) -> None:
     done = publish(adapter, uri)
     assert done.exit_code == 1
-    assert "is not s3://bucket/prefix or file:///folder" in done.stderr
+    assert "is not s3://bucket/prefix, gs://bucket/prefix, az://account/container" in done.stderr
+    assert "or file:///folder" in done.stderr
+
+
+def test_an_account_without_a_container_is_refused(adapter: Path) -> None:
+    done = publish(adapter, "az://account")
+    assert done.exit_code == 1
+    assert "az://account/container/prefix" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "prefix"),
+    [
+        ("gs://bucket/team/a", GCSStore, "team/a/"),
+        ("az://account/container/team/a", AzureStore, "team/a/"),
+        ("az://account/container", AzureStore, ""),
+        ("s3://bucket", S3Store, ""),
+    ],
+)
+def test_a_uri_is_a_store_and_a_prefix(
+    uri: str, kind: type, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    store, found = open_store(uri, "http://127.0.0.1:1")
+    assert isinstance(store, kind)
+    assert found == prefix
 
 
 def test_a_store_that_refuses_ends_in_one_line(adapter: Path, s3: S3) -> None:
