@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from graft_runtime.layers.attention.base import AttentionBackend, StepAttention
 from graft_runtime.layers.batch import ForwardBatch
-from graft_runtime.layers.lora.base import LoraPool
-from graft_runtime.layers.lora.cpu import LoraBatch, LoraRows, prepare_lora
+from graft_runtime.layers.lora.base import LoraBatch, LoraPool, LoraRows
+from graft_runtime.layers.lora.choose import prepare_lora
 from graft_runtime.layers.norm import RmsNorm
 from graft_runtime.layers.rope import Rope, Rotation, rotate
 from graft_runtime.models.arch import DecoderArch

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from graft_runtime.layers.linear import Linear
-from graft_runtime.layers.lora.base import LoraSlab
-from graft_runtime.layers.lora.cpu import LoraRows
+from graft_runtime.layers.lora.base import LoraRows, LoraSlab
 from graft_runtime.models.families import Activation
 
 _ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {

@@ -24,8 +24,8 @@ from graft_runtime.errors import ReasonedError
 from graft_runtime.layers.attention.base import AttentionBackend, KvLayout, StepAttention
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.linear import Linear
-from graft_runtime.layers.lora.base import LoraPool
-from graft_runtime.layers.lora.cpu import LoraRows, prepare_lora
+from graft_runtime.layers.lora.base import LoraPool, LoraRows
+from graft_runtime.layers.lora.choose import prepare_lora
 from graft_runtime.models import attention_tap
 from graft_runtime.models.foreign_arch import ForeignArch
 from graft_runtime.models.mlp import AdaptedLinear

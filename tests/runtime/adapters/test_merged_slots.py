@@ -13,6 +13,7 @@ from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.errors import ReasonedError
 from graft_runtime.layers.lora.cpu import group_rows
 from tests.runtime.adapters.test_slots import ARCH, CPU, files, load, pool, write
+from tests.support.lora_cases import add
 
 __all__ = ["files"]
 
@@ -26,7 +27,7 @@ def changes(slots: SlotPool, slot: int) -> list[torch.Tensor]:
     for slab in slots.lora.slabs.values():
         x = torch.randn(3, slab.group.in_features, generator=generator)
         out = torch.zeros(3, slab.group.out_features)
-        group_rows(slots.lora, [slot] * 3, CPU).add(slab, x, out)
+        add(group_rows(slots.lora, [slot] * 3, CPU), slab, x, out)
         found.append(out)
     return found
 

@@ -3,13 +3,15 @@
 Knows no file and no request; `adapters/slots.py` fills it, the step kernels beside this file read.
 
 Shape legend: P pages, K adapters, p ranks of an adapter's pages together, G slices of a group,
-R = PAGE_RANK, C = G * p, I features in, o features out of one slice.
+R = PAGE_RANK, C = G * p, T tokens or rows of logits, I/O features in/out, o features out of one
+slice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -89,6 +91,26 @@ class ResidentAdapter:
     rank: int
     touched: frozenset[GroupKey]
     """Groups it changes; its pages are zero in all others."""
+
+
+class LoraRows(Protocol):
+    """The adapted rows of one product, sorted as a backend's kernels want them."""
+
+    def add(self, slab: LoraSlab, x_TI: Tensor, out_TO: Tensor) -> None:
+        """Add ``scaling * B @ A @ x`` of each row's adapter to the base output, in place.
+
+        Features of a row lie beside one another in memory.
+        """
+
+
+@dataclass(frozen=True)
+class LoraBatch:
+    """The adapted rows of one step; None where no row has an adapter."""
+
+    tokens: LoraRows | None
+    """Among the T tokens."""
+    logits: LoraRows | None
+    """Among the rows whose logits are wanted."""
 
 
 class LoraPool:

@@ -5,7 +5,7 @@ multiplied together, as one batched product with an adapter per matrix: each wei
 no row meets weights that are not its own. Rows without an adapter are never read or written, so
 nothing of an adapter can reach them.
 
-Shape legend: T tokens (or rows of logits), S rows of logits, n rows with an adapter, K adapters of
+Shape legend: T tokens (or rows of logits), n rows with an adapter, K adapters of
 a part, M places for rows per adapter, q pages per adapter, G slices of a group, R = PAGE_RANK,
 p = q * R ranks per adapter, C = G * p, L = K * M places, I/O features in/out, o features out of one
 slice.
@@ -20,7 +20,6 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.lora.base import Factors, GroupKey, LoraPool, LoraSlab, Pages
 from graft_runtime.layers.lora.layout import PAGE_RANK
 
@@ -60,8 +59,8 @@ class LoraPart:
 
 
 @dataclass(frozen=True)
-class LoraRows:
-    """The adapted rows of one product. Empty parts cost nothing."""
+class PartedRows:
+    """The adapted rows of one product."""
 
     parts: tuple[LoraPart, ...]
 
@@ -73,29 +72,6 @@ class LoraRows:
 
 
 @dataclass(frozen=True)
-class LoraBatch:
-    """The adapted rows of one step."""
-
-    tokens: LoraRows
-    """Among the T tokens."""
-    logits: LoraRows
-    """Among the S rows whose logits are wanted."""
-
-
-def prepare_lora(pool: LoraPool, batch: ForwardBatch) -> LoraBatch | None:
-    """Sort a step's rows by adapter; None when no row has one."""
-    if not any(batch.adapter_slots):
-        return None
-    slots_T: list[int] = []
-    bounds = zip(batch.query_starts[:-1], batch.query_starts[1:], strict=True)
-    for (start, end), slot in zip(bounds, batch.adapter_slots, strict=True):
-        slots_T += [slot] * (end - start)
-    slots_S = [slots_T[row] for row in batch.logits_rows_S.tolist()]
-    device = batch.token_ids_T.device
-    return LoraBatch(group_rows(pool, slots_T, device), group_rows(pool, slots_S, device))
-
-
-@dataclass(frozen=True)
 class _Member:
     """One adapter of a step."""
 
@@ -104,17 +80,19 @@ class _Member:
     touched: frozenset[GroupKey]
 
 
-def group_rows(pool: LoraPool, slots: Sequence[int], device: torch.device) -> LoraRows:
-    """Split rows into parts, given the slot of each; 0 is no adapter."""
+def group_rows(pool: LoraPool, slots: Sequence[int], device: torch.device) -> PartedRows | None:
+    """Split rows into parts, given the slot of each; 0 is no adapter. None when no row has one."""
     rows_of: dict[int, list[int]] = {}
     for row, slot in enumerate(slots):
         if slot:
             rows_of.setdefault(slot, []).append(row)
+    if not rows_of:
+        return None
     members = [
         _Member(adapter.pages, rows, adapter.touched)
         for adapter, rows in ((pool.adapter(slot), rows) for slot, rows in rows_of.items())
     ]
-    return LoraRows(tuple(_part(together, device) for together in _companies(members)))
+    return PartedRows(tuple(_part(together, device) for together in _companies(members)))
 
 
 def _companies(members: list[_Member]) -> Iterator[list[_Member]]:
