@@ -19,6 +19,7 @@ from torch import Tensor
 from graft_runtime.sampling.batch import SamplingBatch
 from graft_runtime.sampling.counts import CountTable
 from graft_runtime.sampling.edits import apply_edits
+from graft_runtime.sampling.greedy import best_tokens
 from graft_runtime.sampling.logprobs import Scores, score
 from graft_runtime.sampling.masks import apply_masks
 from graft_runtime.sampling.philox import uniforms
@@ -57,7 +58,7 @@ def sample(logits_SV: Tensor, batch: SamplingBatch, counts: CountTable | None = 
             so that the batch must bring it all.
     """
     is_finite_S = _is_finite(logits_SV)
-    tokens_S = logits_SV.argmax(dim=-1)
+    tokens_S = best_tokens(logits_SV)
     is_stuck_S = torch.zeros_like(is_finite_S)
     rows = _processed_rows(batch)
     scores_nV = None
@@ -119,12 +120,12 @@ def _choose(scores_nV: Tensor, batch: SamplingBatch, rows: Rows) -> Tensor:
     if batch.watermarked:
         apply_watermarks(scores_nV, batch.watermarked, rows)
     if not len(drawn):
-        return scores_nV.argmax(dim=-1)
+        return best_tokens(scores_nV)
     scores_dV = scores_nV if every else scores_nV[drawn_d]
     tokens_d = _draw(scores_dV, batch, rows[drawn])
     if every:
         return tokens_d
-    tokens_n = scores_nV.argmax(dim=-1)
+    tokens_n = best_tokens(scores_nV)
     tokens_n[drawn_d] = tokens_d
     return tokens_n
 
