@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft_runtime.engine.fair_share import OUTPUT_COST, PROMPT_COST, FairShare
+from graft_runtime.engine.kv_cache import BlockPool
 from graft_runtime.engine.request import Request
+from graft_runtime.engine.scheduler import Scheduler, SchedulerLimits
 from graft_runtime.engine.waiting import WaitingQueue
 from graft_runtime.ipc.messages import Sampling
 from tests.support.engine_bench import BLOCK_SIZE, MAX_MODEL_LEN, Bench
@@ -240,3 +242,35 @@ def test_tenants_without_requests_are_forgotten() -> None:
     share.enter("other")
     share.enter("another")
     assert len(share._accounts) <= 1_000
+
+
+def test_a_request_preempted_under_a_launched_step_comes_back_when_that_has_retired() -> None:
+    limits = SchedulerLimits(BLOCK_SIZE, max_batch_tokens=16, max_running=1, max_chunk_tokens=16)
+    scheduler = Scheduler(limits, BlockPool(16), lambda _revision: None)
+
+    def request(name: str, priority: int) -> Request:
+        sampling = Sampling(max_tokens=9)
+        made = Request(name, [1, 2, 3], 3, sampling, None, arrival=priority, priority=priority)
+        scheduler.add(made)
+        return made
+
+    yielding = request("yields", priority=1)
+    first = scheduler.schedule()
+    yielding.append(4)
+    scheduler.retire(first)
+    second = scheduler.schedule()
+    assert [row.request for row in second.rows] == [yielding]
+    urgent = request("urgent", priority=0)
+    third = scheduler.schedule()
+    assert [row.request for row in third.rows] == [urgent]
+    scheduler.remove(urgent)
+    # There is room for it, but the token that the second step brings is not known yet.
+    assert scheduler.schedule().rows == []
+    yielding.append(5)
+    scheduler.retire(second)
+    scheduler.check_integrity()
+    again = scheduler.schedule()
+    assert [(row.request, row.start, row.num_tokens) for row in again.rows] == [(yielding, 4, 1)]
+    scheduler.retire(third)
+    scheduler.retire(again)
+    scheduler.check_integrity()
