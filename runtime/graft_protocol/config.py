@@ -45,8 +45,9 @@ class EngineSettings(Message):
     """Tokens per KV block."""
     kv_blocks: PositiveInt | None = None
     """Size of the KV pool in blocks; None derives it from `kv_bytes`."""
-    kv_bytes: PositiveInt = 256 * 2**20
-    """Memory for the KV pool, bytes."""
+    kv_bytes: PositiveInt | None = None
+    """Memory for the KV pool, bytes; None takes on a GPU what is free beside the heaviest step, on
+    a CPU 256 MiB or as much of it as the memory limit leaves."""
     max_batch_tokens: PositiveInt = 512
     """Tokens computed in one step, prompts and outputs together."""
     max_running: PositiveInt = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -13,13 +14,21 @@ from graft_protocol.reasons import Reason
 from graft_runtime.adapters.file_reader import PageCacheReader
 from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.engine.engine import Engine, EngineLimits
+from graft_runtime.engine.kv_cache import blocks_for
+from graft_runtime.engine.memory import (
+    MemoryMeter,
+    create_meter,
+    pool_blocks,
+    run_heaviest,
+    trial_blocks,
+)
 from graft_runtime.engine.runner import PoolingModel, Runner
 from graft_runtime.engine.scheduler import SchedulerLimits
 from graft_runtime.errors import GrammarError, ReasonedError
 from graft_runtime.ipc.messages import EngineProgress, EngineReady, Sampling, Submit
 from graft_runtime.layers.attention.base import KvLayout, kv_bytes_per_block
 from graft_runtime.models.base import ModelArch
-from graft_runtime.models.load import load_model
+from graft_runtime.models.load import Model, load_model
 from graft_runtime.models.read import read_model
 from graft_runtime.models.serving_dtype import serving_dtype
 from graft_runtime.sampling.grammar import Vocabulary
@@ -28,6 +37,8 @@ from graft_runtime.settings import EngineChildSettings
 
 logger = logging.getLogger(__name__)
 
+HOST_KV_BYTES = 256 * 2**20
+"""The KV pool on a CPU when nothing is said."""
 PROGRESS_BYTES = 32 * 2**20
 """Weights loaded between two reports of progress."""
 
@@ -50,46 +61,112 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
     arch = read_model(settings.model_dir)
     dtype = getattr(torch, serving_dtype(settings.dtype, arch))
     device = _device(options)
-    num_blocks = options.kv_blocks or options.kv_bytes // kv_bytes_per_block(
-        arch, options.block_size, dtype
-    )
-    max_model_len = _max_model_len(settings, arch, num_blocks)
-    slots = SlotPool(
-        arch,
-        num_pages=settings.device_pages,
-        dtype=dtype,
-        device=device,
-        reader=PageCacheReader(),
-    )
+    limits = _scheduler_limits(options)
+    longest = min(arch.max_positions, settings.max_model_len or arch.max_positions)
+    meter = create_meter(device)
+    block_bytes = kv_bytes_per_block(arch, options.block_size, dtype)
+    num_blocks = _told_blocks(options, meter, block_bytes)
+    if num_blocks is not None:
+        _max_model_len(settings, arch, num_blocks)  # refuses before hours of loading
+    pages, reader = settings.device_pages, PageCacheReader()
+    slots = SlotPool(arch, num_pages=pages, dtype=dtype, device=device, reader=reader)
     model = load_model(
         settings.model_dir,
         arch,
         dtype=dtype,
         device=device,
-        kv=KvLayout(num_blocks, options.block_size),
+        kv=KvLayout(num_blocks or trial_blocks(limits, longest), options.block_size),
         lora=slots.lora,
         on_progress=_Progress(tell),
     )
-    limits = SchedulerLimits(
-        options.block_size, options.max_batch_tokens, options.max_running, options.max_chunk_tokens
-    )
-    eos_ids = frozenset(arch.eos_token_ids)
+    tell(EngineProgress("warming up"))
+    if num_blocks is None:
+        parts = _Parts(arch, model, limits, slots, device, longest)
+        num_blocks = _measured_blocks(parts, meter, block_bytes)
+        model.kv.resize(num_blocks)
+    max_model_len = _max_model_len(settings, arch, num_blocks)
+    eos_ids, can_pool = frozenset(arch.eos_token_ids), isinstance(model, PoolingModel)
     engine = Engine(
-        EngineLimits(
-            limits, num_blocks, max_model_len, eos_ids, arch.rope, isinstance(model, PoolingModel)
-        ),
+        EngineLimits(limits, num_blocks, max_model_len, eos_ids, arch.rope, can_pool),
         Runner(model, device),
         slots,
         _vocabulary(settings.model_dir, arch),
         Plugins(),
     )
-    tell(EngineProgress("warming up"))
     _warm_up(engine)
     ready = EngineReady(
         max_model_len, arch.vocab_size, options.block_size, num_blocks, settings.device_pages
     )
     logger.info("engine ready", extra={"kv_blocks": num_blocks, "max_model_len": max_model_len})
     return engine, ready
+
+
+def _scheduler_limits(options: EngineSettings) -> SchedulerLimits:
+    return SchedulerLimits(
+        options.block_size, options.max_batch_tokens, options.max_running, options.max_chunk_tokens
+    )
+
+
+class _Parts(NamedTuple):
+    """What an engine for a trial is made of."""
+
+    arch: ModelArch
+    model: Model
+    limits: SchedulerLimits
+    slots: SlotPool
+    device: torch.device
+    max_model_len: int
+
+
+def _told_blocks(options: EngineSettings, meter: MemoryMeter, block_bytes: int) -> int | None:
+    """Return the pool's size as far as it needs no measurement."""
+    if options.kv_blocks is not None:
+        return options.kv_blocks
+    if options.kv_bytes is not None:
+        return options.kv_bytes // block_bytes
+    # Nobody said how much, and nothing limits it: not the whole machine.
+    return None if meter.free_bytes() is not None else max(1, HOST_KV_BYTES // block_bytes)
+
+
+def _measured_blocks(parts: _Parts, meter: MemoryMeter, block_bytes: int) -> int:
+    """Run the heaviest step over a small pool; return how many blocks fit beside it.
+
+    Raises:
+        ReasonedError: None does.
+    """
+    arch, model, limits, slots, device, longest = parts
+    blocks = trial_blocks(limits, longest)
+    trial = EngineLimits(limits, blocks, longest, frozenset(), arch.rope)
+    meter.begin()
+    run_heaviest(Engine(trial, Runner(model, device), slots), arch.vocab_size)
+    growth_bytes = meter.growth_bytes()
+    model.kv.resize(0)
+    free_bytes = meter.free_bytes() or 0
+    blocks = pool_blocks(free_bytes, growth_bytes, block_bytes)
+    logger.info(
+        "memory measured",
+        extra={"free_bytes": free_bytes, "step_bytes": growth_bytes, "kv_blocks": blocks},
+    )
+    if device.type == "cpu":
+        return _host_blocks(blocks, block_bytes, limits)
+    if blocks < 1:
+        message = (
+            f"beside the model and a step ({growth_bytes} bytes) no memory is left for the KV pool"
+        )
+        raise ReasonedError(Reason.INSUFFICIENT_CAPACITY, message)
+    return blocks
+
+
+def _host_blocks(room: int, block_bytes: int, limits: SchedulerLimits) -> int:
+    """Return the usual pool on a CPU, or what of it there is room for, but enough for a step.
+
+    The limit's memory is shared with processes that come and go, so a tight one is no refusal.
+    """
+    least = blocks_for(limits.max_batch_tokens, limits.block_size)
+    usual = HOST_KV_BYTES // block_bytes
+    if room < least:
+        logger.warning("little memory is left for the KV pool", extra={"kv_blocks": least})
+    return max(1, least, min(usual, room))
 
 
 class _Progress:

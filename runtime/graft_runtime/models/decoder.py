@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graft_runtime.layers.attention.base import AttentionBackend, StepAttention
+from graft_runtime.layers.attention.base import AttentionBackend, PagedKv, StepAttention
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.lora.base import LoraBatch, LoraPool, LoraRows
 from graft_runtime.layers.lora.choose import prepare_lora
@@ -98,6 +98,7 @@ class Decoder:
     local_rope: Rope | None
     attention: AttentionBackend
     lora: LoraPool | None
+    kv: PagedKv
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Compute one step: write its keys and values, return float32 logits ``[S, V]``.

@@ -29,6 +29,10 @@ class Model(Protocol):
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Return float32 logits ``[S, V]``; call under ``torch.inference_mode``."""
 
+    @property
+    def kv(self) -> PagedKv:
+        """The cache that it reads and writes."""
+
 
 def load_model(
     model_dir: Path,
@@ -95,6 +99,8 @@ def _load_foreign(
         device=device,
     )
     traits = AttentionTraits(arch.attention_scale, arch.windows, arch.attention_softcap)
-    model = TransformersModel(foreign, arch, attention=attention(paged, traits), lora=lora)
+    model = TransformersModel(
+        foreign, arch, attention=attention(paged, traits), lora=lora, kv=paged
+    )
     refuse_unlike(model, arch, own, dtype, kv, device)
     return model

@@ -21,7 +21,12 @@ from transformers import AutoModelForCausalLM
 
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
-from graft_runtime.layers.attention.base import AttentionBackend, KvLayout, StepAttention
+from graft_runtime.layers.attention.base import (
+    AttentionBackend,
+    KvLayout,
+    PagedKv,
+    StepAttention,
+)
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.linear import Linear
 from graft_runtime.layers.lora.base import LoraPool, LoraRows
@@ -97,6 +102,7 @@ class TransformersModel:
         *,
         attention: AttentionBackend,
         lora: LoraPool | None,
+        kv: PagedKv,
     ) -> None:
         """Take over a model's attention and linear layers.
 
@@ -105,7 +111,9 @@ class TransformersModel:
             arch: What the probe saw of it.
             attention: Where its keys and values go.
             lora: Memory for adapters, if they are to be served.
+            kv: What ``attention`` keeps them in.
         """
+        self.kv = kv
         self._model = model
         self._attention = attention
         self._lora = lora

@@ -93,6 +93,7 @@ def load_decoder(
             paged, AttentionTraits(arch.attention_scale, arch.windows, arch.attention_softcap)
         ),
         lora=lora,
+        kv=paged,
     )
 
 

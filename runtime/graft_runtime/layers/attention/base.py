@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -52,6 +52,13 @@ class AttentionTraits:
     """Bounds the scaled products by ``cap * tanh(x / cap)``."""
 
 
+class _Options(NamedTuple):
+    """What tensors are made with."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
 class PagedKv:
     """Keys and values of every layer: ``[num_blocks, block_size, kv_heads, head_dim]`` each.
 
@@ -70,15 +77,31 @@ class PagedKv:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        by_head = device.type == "cpu"
+        self.block_size = block_size
+        self._num_layers = num_layers
+        self._each = (block_size, kv_heads, head_dim)
+        self._options = _Options(dtype, device)
+        self._hold(self._allocate(num_blocks))
+
+    def resize(self, num_blocks: int) -> None:
+        """Become a cache of another size, all zeros. Who holds this cache sees the new one."""
+        # The old one must be gone before the new one is there: both may not fit.
+        self._hold(self._allocate(0))
+        self._hold(self._allocate(num_blocks))
+
+    def _allocate(self, num_blocks: int) -> Tensor:
+        block_size, kv_heads, head_dim = self._each
+        by_head = self._options.device.type == "cpu"
         each = (num_blocks, block_size, kv_heads, head_dim)
         if by_head:
             each = (kv_heads, num_blocks, block_size, head_dim)
         # Zeros, not whatever was in memory: a stale NaN would survive any mask.
-        both = torch.zeros((2, num_layers, *each), dtype=dtype, device=device)
-        if by_head:
-            both = both.permute(0, 1, 3, 4, 2, 5)
-        self.block_size = block_size
+        both = torch.zeros(
+            (2, self._num_layers, *each), dtype=self._options.dtype, device=self._options.device
+        )
+        return both.permute(0, 1, 3, 4, 2, 5) if by_head else both
+
+    def _hold(self, both: Tensor) -> None:
         self._both = both
         self.keys_NBKD = list(both[0])
         self.values_NBKD = list(both[1])
