@@ -6,7 +6,7 @@ from pathlib import Path
 
 from graft_runtime.engine.engine import Engine, EngineLimits
 from graft_runtime.engine.scheduler import SchedulerLimits
-from graft_runtime.ipc.messages import RegisterAdapter, Sampling, Submit, TokenOutput
+from graft_runtime.ipc.messages import RegisterAdapter, Sampling, StepFacts, Submit, TokenOutput
 from tests.support.echo_model import EchoModel, next_token
 from tests.support.memory_slots import MemorySlots
 
@@ -42,6 +42,8 @@ class Bench:
         self.finished: dict[str, TokenOutput] = {}
         self.cached: dict[str, int] = {}
         self.started: list[str] = []
+        self.steps: list[StepFacts] = []
+        self.preempted: dict[str, int] = {}
         self.residency: list[tuple[str, str]] = []
 
     def submit(
@@ -81,9 +83,11 @@ class Bench:
     def step(self) -> None:
         report = self.engine.step()
         self.started += report.started
+        self.steps += report.steps
         for output in report.outputs:
             self.tokens[output.request_id] += output.token_ids
             self.cached[output.request_id] = output.num_cached
+            self.preempted[output.request_id] = output.num_preemptions
             if output.finish_reason is not None:
                 self.finished[output.request_id] = output
         self.residency += [(event.revision, event.state) for event in report.adapters]

@@ -34,9 +34,35 @@ def test_preempted_requests_keep_their_tokens() -> None:
         bench.submit([start + 1] * 6, max_tokens=30, ignore_eos=False)
     bench.drain()
     bench.assert_all_right()
-    assert bench.engine.stats().preemptions > 0
+    assert bench.engine.stats().preemptions == sum(bench.preempted.values()) > 0
     # Who is preempted and computed again has not started twice.
     assert sorted(bench.started) == sorted(bench.tokens)
+
+
+def test_every_step_tells_what_it_computed() -> None:
+    bench = Bench()
+    for length in (3, 16, 30):
+        bench.submit(list(range(1, length + 1)), max_tokens=5)
+    bench.drain()
+    bench.assert_all_right()
+    stats = bench.engine.stats()
+    assert len(bench.steps) == stats.steps
+    assert sum(step.prompt_tokens for step in bench.steps) == stats.prompt_tokens
+    # A step that was launched before an end was known computes one token that nobody gets.
+    assert stats.generation_tokens <= sum(step.output_tokens for step in bench.steps)
+    assert not any(step.failed for step in bench.steps)
+
+
+def test_who_waits_for_an_adapter_is_counted_apart() -> None:
+    bench = Bench(num_pages=1)
+    first, second = bench.register(31), bench.register(32)
+    bench.drain()
+    bench.submit([1, 2], max_tokens=20, adapter=first)
+    bench.submit([1, 2], max_tokens=4, adapter=second)
+    assert bench.engine.stats().deferred == 1
+    bench.drain()
+    bench.assert_all_right()
+    assert bench.engine.stats().deferred == 0
 
 
 def test_a_shared_prefix_is_computed_once_and_reported() -> None:

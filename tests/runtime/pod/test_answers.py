@@ -75,6 +75,8 @@ async def test_eight_answers_compute_their_prompt_once(pod: RunningPod) -> None:
     page = (await pod.client.get(f"{pod.url}/metrics")).text
     (queued,) = [line for line in page.splitlines() if "queue_time_seconds_count{" in line]
     assert float(queued.rpartition(" ")[2]) >= 8
+    (stepped,) = [line for line in page.splitlines() if "iteration_tokens_total_sum{" in line]
+    assert float(stepped.rpartition(" ")[2]) >= computed
     again = await ask(
         pod, "/v1/completions", prompt=PROMPT, n=8, seed=7, max_tokens=12, temperature=1.0
     )
