@@ -133,22 +133,47 @@ TGI_FIELDS: Final[Mapping[str, tuple[str, str, Reader]]] = {
 }
 TGI_REFUSED: Final[Mapping[str, frozenset[str]]] = {
     "API_KEY": frozenset(),
+    "CORS_ALLOW_ORIGIN": frozenset(),
+    "DISABLE_GRAMMAR_SUPPORT": frozenset({"false", "0"}),
+    "KV_CACHE_DTYPE": frozenset(),
+    "NGROK": frozenset({"false", "0"}),
     "NUM_SHARD": frozenset({"1"}),
     "QUANTIZE": frozenset(),
     "REVISION": frozenset(),
+    "ROPE_FACTOR": frozenset(),
     "ROPE_SCALING": frozenset(),
     "SHARDED": frozenset({"false"}),
     "SPECULATE": frozenset({"0"}),
+    "TOKENIZER_CONFIG_PATH": frozenset(),
     "TRUST_REMOTE_CODE": frozenset({"false", "0"}),
 }
 """Variables of TGI's launcher that cannot be honoured, with the values that ask for nothing."""
 TGI_NOTED: Final = (
     "CUDA_GRAPHS",
     "CUDA_MEMORY_FRACTION",
+    "DISABLE_CUSTOM_KERNELS",
+    "ENABLE_PREFILL_LOGPROBS",
     "HUGGINGFACE_HUB_CACHE",
+    "JSON_OUTPUT",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "MAX_BATCH_TOTAL_TOKENS",
+    "MAX_BEST_OF",
+    "MAX_CLIENT_BATCH_SIZE",
+    "MAX_INPUT_LENGTH",
+    "MAX_INPUT_TOKENS",
+    "MAX_STOP_SEQUENCES",
+    "MAX_TOP_N_TOKENS",
     "MAX_WAITING_TOKENS",
+    "OTLP_ENDPOINT",
+    "OTLP_SERVICE_NAME",
+    "PREFIX_CACHING",
+    "PROMETHEUS_PORT",
+    "SHARD_UDS_PATH",
+    "USAGE_STATS",
     "VALIDATION_WORKERS",
     "WAITING_SERVED_RATIO",
+    "WEIGHTS_CACHE_OVERRIDE",
 )
 
 

@@ -75,6 +75,7 @@ class Metrics:
         Args:
             model_name: The base model's served name; the label of all ``vllm:*`` families.
         """
+        self.model_name = model_name
         self.registry = CollectorRegistry()
         self.adapter_requests = AdapterRequests()
         self.tgi = TgiRequests()

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.server.adapter_port import Blend, source_uri
-from graft_runtime.server.backend import BASE_ALIASES, Backend
+from graft_runtime.server.backend import BASE_ALIASES
 from graft_runtime.server.context import Frontend
 from graft_runtime.server.fields import Fields, Finite, ModelName
 
@@ -66,7 +66,7 @@ class AdapterFields(Fields):
         if frontend.adapters is None:
             message = f"`{field}` is not allowed by this service (`allowRuntimeLoading`)"
             raise InvalidRequestError(message, param=field)
-        is_base = _is_base(frontend.backend, name)
+        is_base = name in BASE_ALIASES or name == frontend.metrics.model_name
         if merged is not None:
             if not is_base:
                 message = f"at most one of `{param}` or `merged_adapters` may name adapters"
@@ -75,7 +75,3 @@ class AdapterFields(Fields):
         if is_base or name is None:
             raise InvalidRequestError(f"`{field}` needs `{param}`", param=field)
         return await frontend.adapters.demand(source_uri(name, source))
-
-
-def _is_base(backend: Backend, name: str | None) -> bool:
-    return name in BASE_ALIASES or name in {model.name for model in backend.models()[:1]}

@@ -83,6 +83,10 @@ class Piece:
     """What the model thought of the prompt, if asked for; told once, too."""
     embedding: bytes | None = None
     """The prompt's hidden states, pooled, if asked for: float32, little-endian."""
+    queue_seconds: float | None = None
+    """How long the request waited before anything of it was computed; told once, too."""
+    first_token_seconds: float | None = None
+    """From the request's arrival to its first token; told once, too."""
 
     def then(self, later: Piece) -> Piece:
         """Return this piece and the one after it as one."""
@@ -119,6 +123,8 @@ async def generate(frontend: Frontend, exchange: Exchange, job: Job) -> AsyncGen
                         num_cached=chunk.num_cached,
                         prompt_scores=chunk.prompt_scores,
                         embedding=chunk.embedding,
+                        queue_seconds=chunk.queue_seconds,
+                        first_token_seconds=exchange.elapsed(),
                     )
                 record.num_preemptions = chunk.num_preemptions
                 record.tokens(len(piece.tokens))

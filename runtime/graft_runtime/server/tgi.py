@@ -115,7 +115,14 @@ async def _prepare(
     wants_prompt = parameters.return_full_text
     returns_prompt = returns_prompt_by_default if wants_prompt is None else wants_prompt
     jobs = (first, *map(_reseeded, rest))
-    return Call(fields.inputs, parameters, jobs, returns_prompt, exchange.elapsed())
+    return Call(
+        fields.inputs,
+        parameters,
+        jobs,
+        returns_prompt,
+        exchange.elapsed(),
+        frontend.metrics.model_name,
+    )
 
 
 def _reseeded(job: Job) -> Job:
@@ -155,7 +162,7 @@ async def _whole(request: Request, call: Call, *, as_list: bool = False) -> Resp
     if call.parameters.has_details:
         body["details"] = details(call, best, outputs)
     num_tokens = sum(len(output.tokens) for output in outputs)
-    headers = {**exchange.headers(), **_timing(call, exchange, num_tokens)}
+    headers = {**exchange.headers(), **_timing(call, exchange, best, num_tokens)}
     return Response(
         msgspec.json.encode([body] if as_list else body),
         media_type="application/json",
@@ -233,7 +240,11 @@ def _about(call: Call) -> dict[str, str]:
     """Return the headers that are known before the output."""
     target = call.job.target
     adapter = {} if target.revision is None else {"x-adapter-id": _header_value(target.served_name)}
+    source = call.parameters.adapter_source
+    if source is not None:
+        adapter["x-adapter-source"] = source  # one of those that can be loaded from
     return {
+        "x-model-id": _header_value(call.model),
         "x-compute-type": "graft",
         "x-compute-characters": str(len(call.inputs)),
         "x-prompt-tokens": str(len(call.job.token_ids)),
@@ -248,10 +259,12 @@ def _header_value(text: str) -> str:
     return quote(text, safe="/@:.-_ ")
 
 
-def _timing(call: Call, exchange: Exchange, num_tokens: int) -> dict[str, str]:
-    """Return TGI's headers of a whole answer; all times but the first are milliseconds."""
+def _timing(call: Call, exchange: Exchange, best: Output, num_tokens: int) -> dict[str, str]:
+    """Return TGI's and LoRAX's headers of a whole answer; all times but the first are in ms."""
     total = exchange.elapsed()
-    inference = total - call.validated_seconds
+    # The engine's clock is another: what lies between the two must not become less than nothing.
+    inference = max(0.0, total - call.validated_seconds - best.queue_seconds)
+    per_token = _milliseconds(inference / max(num_tokens, 1))
     return {
         **_about(call),
         "x-compute-time": f"{total:.6f}",
@@ -259,8 +272,11 @@ def _timing(call: Call, exchange: Exchange, num_tokens: int) -> dict[str, str]:
         "x-total-tokens": str(len(call.job.token_ids) + num_tokens),
         "x-total-time": _milliseconds(total),
         "x-validation-time": _milliseconds(call.validated_seconds),
+        "x-queue-time": _milliseconds(best.queue_seconds),
         "x-inference-time": _milliseconds(inference),
-        "x-time-per-token": _milliseconds(inference / max(num_tokens, 1)),
+        "x-time-to-first-token": _milliseconds(best.first_token_seconds),
+        "x-time-per-token": per_token,
+        "x-time-per-output-token": per_token,
     }
 
 

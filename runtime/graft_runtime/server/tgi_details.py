@@ -27,6 +27,8 @@ class Call:
     """One, or as many as ``best_of`` asks for."""
     returns_prompt: bool
     validated_seconds: float
+    model: str
+    """The base model's name."""
 
     @property
     def job(self) -> Job:
@@ -51,12 +53,16 @@ class Output:
     tokens: list[Token] = field(default_factory=list)
     end: End | None = None
     prompt_scores: tuple[TokenScore, ...] | None = None
+    queue_seconds: float = 0.0
+    first_token_seconds: float = 0.0
 
     def add(self, piece: Piece) -> None:
         """Add one piece."""
         self.text += piece.text
         self.tokens += piece.tokens
         self.end = piece.end
+        self.queue_seconds = piece.queue_seconds or self.queue_seconds
+        self.first_token_seconds = piece.first_token_seconds or self.first_token_seconds
         if piece.prompt_scores is not None:
             self.prompt_scores = piece.prompt_scores
 

@@ -79,6 +79,9 @@ def test_a_watermarks_key_and_strength_are_the_services() -> None:
 def test_what_changes_nothing_is_told() -> None:
     wanted = read_flags(["--swap-space", "4", "--enforce-eager"])
     assert wanted.without_effect == ["--swap-space", "--enforce-eager"]
+    launched = read_environment({"MODEL_ID": "m", "MAX_BEST_OF": "4", "USAGE_STATS": "off"})
+    assert launched is not None
+    assert launched.without_effect == ["MAX_BEST_OF", "USAGE_STATS"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,9 @@ def test_what_cannot_be_honoured_is_refused_by_name(arguments: list[str], messag
     assert message in caught.value.format_message()
 
 
-@pytest.mark.parametrize("name", ["QUANTIZE", "TRUST_REMOTE_CODE", "API_KEY"])
+@pytest.mark.parametrize(
+    "name", ["QUANTIZE", "TRUST_REMOTE_CODE", "API_KEY", "KV_CACHE_DTYPE", "CORS_ALLOW_ORIGIN"]
+)
 def test_a_variable_that_cannot_be_honoured_is_refused_by_name(name: str) -> None:
     with pytest.raises(click.UsageError, match=name):
         read_environment({"MODEL_ID": "m", name: "true"})

@@ -1,5 +1,6 @@
 """The TGI surface, with the fields LoRAX clients need beside it."""
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -7,7 +8,7 @@ import pytest
 
 from graft_runtime.errors import EngineDiedError, OverloadedError
 from graft_runtime.text.tokenizer import Tokenizer
-from tests.support.fake_backend import ADAPTER, REVISION, FakeBackend, chunk, script_of
+from tests.support.fake_backend import ADAPTER, BASE, REVISION, FakeBackend, chunk, script_of
 from tests.support.sse_text import events
 
 
@@ -274,3 +275,21 @@ async def test_an_output_longer_than_tgi_checks_ends_where_the_context_does(
     assert submitted.sampling.max_tokens == 2048 - len(submitted.token_ids)
     backend.limit = 512
     assert (await client.post("/generate", json=body)).status_code == 422
+
+
+async def test_headers_tell_of_model_adapter_and_times(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.script = [replace(each, queue_seconds=2.0) for each in backend.script]
+    body = {"inputs": "hello", "parameters": {"adapter_id": ADAPTER}}
+    answer = await client.post("/generate", json=body)
+    headers = answer.headers
+    assert (headers["x-model-id"], headers["x-adapter-id"]) == (BASE, ADAPTER)
+    assert headers["x-queue-time"] == "2000"
+    for name in (
+        *("compute-time", "total-time", "validation-time", "inference-time"),
+        *("time-to-first-token", "time-per-token", "time-per-output-token"),
+    ):
+        float(headers[f"x-{name}"])
+    streamed = await client.post("/generate_stream", json=body)
+    assert (streamed.headers["x-model-id"], streamed.headers["x-adapter-id"]) == (BASE, ADAPTER)
