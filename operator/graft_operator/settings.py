@@ -35,8 +35,8 @@ class ControlSettings:
     """Time between two full passes that repair whatever was missed."""
     backoff_first_seconds: float = 0.5
     """Pause after an object's first failure; it doubles with each further one."""
-    backoff_max_seconds: float = 60.0
-    """Longest such pause."""
+    backoff_max_seconds: float = 30.0
+    """Longest such pause: after an outage nothing is behind for longer."""
     runtime_image: str = "graft-runtime:0.1.0"
     """Image of the runtime if a spec names none."""
     template_revision: int = TEMPLATE_NEWEST

@@ -205,6 +205,8 @@ class KubeApi:
 
     def _list(self, place: Place, query: dict[str, str]) -> Json:
         found = self.store.select(place.plural, place.namespace or None, _selector(query))
+        _, _, name = query.get("fieldSelector", "").partition("metadata.name=")
+        found = [each for each in found if name in ("", each["metadata"]["name"])]
         start, limit = int(query.get("continue", "0")), int(query.get("limit", "0"))
         end = start + limit if limit else len(found)
         metadata = {"resourceVersion": str(self.store.version)}

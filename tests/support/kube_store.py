@@ -133,7 +133,10 @@ class KubeStore:
                 raise _not_found(place)
             return self.create(place, {k: v for k, v in manifest.items() if k != "status"}, manager)
         stored = self._stored(place)
-        _check_uid(stored.object, manifest)
+        if not subresource:
+            # As the real server: of a status it takes no notice of the uid.
+            _check_uid(stored.object, manifest)
+        _check_version(stored.object, manifest)
         claim = _claim(manifest, subresource)
         claimed = frozenset(_leaves(claim))
         owner = f"{manager}/{subresource}" if subresource else manager
@@ -214,6 +217,12 @@ def _check_uid(stored: Json, manifest: Json) -> None:
     uid = (manifest.get("metadata") or {}).get("uid")
     if uid and uid != stored["metadata"]["uid"]:
         raise ApiError(422, "Invalid", "metadata.uid: field is immutable", "metadata.uid")
+
+
+def _check_version(stored: Json, manifest: Json) -> None:
+    version = (manifest.get("metadata") or {}).get("resourceVersion")
+    if version and version != stored["metadata"]["resourceVersion"]:
+        raise ApiError(409, "Conflict", "the object has been modified")
 
 
 def _check_conflicts(

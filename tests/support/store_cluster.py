@@ -8,7 +8,7 @@ from typing import Any
 from graft_operator.cluster.base import EventType
 from graft_operator.cluster.store import ObjectStore
 from graft_operator.errors import ClusterUnreachableError
-from graft_operator.resources.meta import Manifest, ObjectKey
+from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
 
 
 class StoreCluster:
@@ -41,9 +41,10 @@ class StoreCluster:
         self.store.delete(key, uid)
         self._after()
 
-    async def patch_status(self, key: ObjectKey, uid: str, status: Mapping[str, Any]) -> Manifest:
+    async def patch_status(self, about: Manifest, status: Mapping[str, Any]) -> Manifest:
+        key = key_of(about)
         self._before(f"status {key}")
-        stored = self.store.set_status(key, uid, status)
+        stored = self.store.set_status(key, uid_of(about), status)
         self._after()
         return stored
 

@@ -32,8 +32,8 @@ class Cluster(Protocol):
     async def delete(self, key: ObjectKey, uid: str) -> None:
         """Delete the object if it still is the one with this uid; one that is gone is fine."""
 
-    async def patch_status(self, key: ObjectKey, uid: str, status: Mapping[str, Any]) -> Manifest:
-        """Write the status of the object with this uid and return the object as stored."""
+    async def patch_status(self, about: Manifest, status: Mapping[str, Any]) -> Manifest:
+        """Write the status of this very object, not of one that took its name; return it."""
 
     async def nudge(self, pod: ObjectKey, value: str) -> None:
         """Annotate a pod so that its mounted volumes are refreshed at once."""

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 COMPONENT = "graft-operator"
 EVENT_MESSAGE_MAX = 1024
 REMEMBERED_EVENTS = 4096
+STATUS_TRIES = 5
 _MANAGER = ("fieldManager", FIELD_MANAGER)
 
 
@@ -154,8 +155,12 @@ class KubernetesCluster:
         and theirs of the same name. So our lists are put in whole. That makes us their owner by
         update as well, which has to end: a field that we stop to apply would stay otherwise.
         """
-        key = key_of(apply.body or {})
+        body = apply.body or {}
+        key = key_of(body)
         log.warning("%s does not take what is applied to it; replacing what others wrote", key)
+        # Each step moves the version on.
+        metadata = {k: v for k, v in body["metadata"].items() if k != "resourceVersion"}
+        apply = replace(apply, body={**body, "metadata": metadata})
         merge = replace(apply, query=[_MANAGER], content_type=MERGE)
         await self._client.request(merge)
         stored = await self._client.request(apply)
@@ -176,23 +181,47 @@ class KubernetesCluster:
             log.debug("%s is gone already", key)
         self._ours.discard(key)
 
-    async def patch_status(self, key: ObjectKey, uid: str, status: Mapping[str, Any]) -> Manifest:
-        """Write the status of the object with this uid and return the object as stored."""
+    async def patch_status(self, about: Manifest, status: Mapping[str, Any]) -> Manifest:
+        """Write the status of this very object, not of one that took its name; return it.
+
+        An API server does not look at the uid in a status: it would take what was true of an object
+        that is gone for its successor. It does look at the version. Where that has moved on, the
+        status still holds for the generation it names, so it is written over the newer version.
+
+        Raises:
+            ConflictError: Another object has the name now, or others write all the time.
+            ClusterError: It could not be written.
+        """
+        key, uid = key_of(about), uid_of(about)
         kind = kind_named(key.kind)
-        document = {
-            "apiVersion": kind.api_version,
-            "kind": kind.name,
-            "metadata": {"name": key.name, "namespace": key.namespace, "uid": uid},
-            "status": dict(status),
-        }
+        identity = {"name": key.name, "namespace": key.namespace, "uid": uid}
         path = kind.path(key.namespace, key.name, "status")
-        query = [_MANAGER, ("force", "true")]
-        stored = await self._patch(
-            kind, Request("status", kind.name, "PATCH", path, query, document, APPLY)
-        )
-        if uid_of(stored) != uid:
-            raise ConflictError(f"{key} is not the object with uid {uid}")
-        return stored
+        known: Manifest | None = about
+        for _ in range(STATUS_TRIES):
+            if known is None or uid_of(known) != uid:
+                break
+            metadata = {**identity, "resourceVersion": known["metadata"]["resourceVersion"]}
+            document = {
+                "apiVersion": kind.api_version,
+                "kind": kind.name,
+                "metadata": metadata,
+                "status": dict(status),
+            }
+            query = [_MANAGER, ("force", "true")]
+            try:
+                return await self._patch(
+                    kind, Request("status", kind.name, "PATCH", path, query, document, APPLY)
+                )
+            except ConflictError:
+                known = await self._find(kind, key)
+        raise ConflictError(f"{key} is not the object with uid {uid}, or changes all the time")
+
+    async def _find(self, kind: Kind, key: ObjectKey) -> Manifest | None:
+        """Return one object of a kind that may only be listed."""
+        query = [("fieldSelector", f"metadata.name={key.name}")]
+        path = kind.path(key.namespace)
+        page = await self._client.request(Request("list", kind.name, "GET", path, query))
+        return next((cleaned(item, kind) for item in page.get("items") or []), None)
 
     async def nudge(self, pod: ObjectKey, value: str) -> None:
         """Annotate a pod so that its mounted volumes are refreshed at once; gone is fine."""

@@ -19,7 +19,7 @@ from graft_operator.constants import DEFAULT_NAMESPACE, KIND_ADAPTER, KIND_SERVI
 from graft_operator.errors import InvalidManifestError, LocalModeError
 from graft_operator.resources.admission import admit, check_metadata
 from graft_operator.resources.credentials import with_plain_data
-from graft_operator.resources.meta import Manifest, ObjectKey, key_of, owner_uids
+from graft_operator.resources.meta import Manifest, ObjectKey, key_of, owner_uids, uid_of
 from graft_operator.settings import LocalSettings
 from graft_protocol.naming import LABEL_SERVICE
 
@@ -115,9 +115,9 @@ class LocalCluster:
         """Delete the object with this uid."""
         self.store.delete(key, uid)
 
-    async def patch_status(self, key: ObjectKey, uid: str, status: Mapping[str, Any]) -> Manifest:
+    async def patch_status(self, about: Manifest, status: Mapping[str, Any]) -> Manifest:
         """Write an object's status."""
-        return self.store.set_status(key, uid, status)
+        return self.store.set_status(key_of(about), uid_of(about), status)
 
     async def nudge(self, pod: ObjectKey, value: str) -> None:
         """Do nothing: local volumes follow their objects at once."""

@@ -13,7 +13,7 @@ from graft_operator.errors import ForbiddenError, NotFoundError
 from graft_operator.plan.views import PodView
 from graft_operator.reconcile.world import World
 from graft_operator.render.common import child_name, label_value
-from graft_operator.render.configmaps import CONTENT_CONFIG, HASH_LENGTH
+from graft_operator.render.configmaps import CONTENT_CONFIG, CONTENT_SHARD, HASH_LENGTH
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of, owner_uids, uid_of
 from graft_operator.resources.v1alpha1 import InferenceService
 from graft_protocol.digest import content_hash
@@ -43,7 +43,7 @@ async def apply_children(world: World, children: Iterable[Manifest]) -> list[Man
         marked = _marked(child)
         stored = world.cache.get(key_of(child))
         if stored is None or not _is_in_place(marked, stored):
-            world.cache.put(await world.cluster.apply(marked))
+            world.cache.put(await world.cluster.apply(_over(stored, marked)))
             written.append(marked)
     return written
 
@@ -128,6 +128,19 @@ async def remove_unused_configs(
     for config in unused[:-KEPT_CONFIGS]:
         await world.cluster.delete(key_of(config), uid_of(config))
         world.cache.remove(key_of(config), uid_of(config))
+
+
+def _over(stored: Manifest | None, wanted: Manifest) -> Manifest:
+    """Have a shard written over the version that was read, or not at all.
+
+    What an operator writes that has slept, or has been shown the past, would take adapters out of
+    the pods that another put in meanwhile. Nobody else writes shards, so this costs no conflicts.
+    """
+    labels = wanted["metadata"].get("labels") or {}
+    if stored is None or labels.get(LABEL_CONTENT) != CONTENT_SHARD:
+        return wanted
+    version = stored["metadata"].get("resourceVersion")
+    return {**wanted, "metadata": {**wanted["metadata"], "resourceVersion": version}}
 
 
 def _marked(child: Manifest) -> Manifest:

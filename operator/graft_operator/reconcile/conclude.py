@@ -39,7 +39,9 @@ async def write_status(
     document = _json(new.model_copy(update={"conditions": conditions}))
     if document == manifest.get("status"):
         return False
-    stored = await world.cluster.patch_status(key_of(manifest), uid_of(manifest), document)
+    known = world.cache.get(key_of(manifest))
+    newest = known if known is not None and uid_of(known) == uid_of(manifest) else manifest
+    stored = await world.cluster.patch_status(newest, document)
     world.cache.put(stored)
     if int(stored["metadata"].get("generation", 0)) != generation:
         # The spec changed meanwhile. The watch will bring nothing newer than this answer, so

@@ -120,19 +120,36 @@ async def test_a_list_whose_pages_expired_is_read_in_one_piece(known: Known) -> 
 
 
 async def test_a_status_is_replaced_whole_and_only_on_the_same_object(known: Known) -> None:
-    uid = uid_of(known.api.create(lora("shout")))
-    await known.cluster.patch_status(SHOUT, uid, {"servedName": "shout", "readyReplicas": 1})
-    stored = await known.cluster.patch_status(SHOUT, uid, {"readyReplicas": 0})
+    made = known.api.create(lora("shout"))
+    first = await known.cluster.patch_status(made, {"servedName": "shout", "readyReplicas": 1})
+    stored = await known.cluster.patch_status(first, {"readyReplicas": 0})
     assert stored["status"] == {"readyReplicas": 0}
     assert stored["spec"] == {"a": 1}
 
     known.api.delete("loraadapters", "shout")
     with pytest.raises(NotFoundError):
-        await known.cluster.patch_status(SHOUT, uid, {"readyReplicas": 1})
+        await known.cluster.patch_status(stored, {"readyReplicas": 1})
     known.api.create(lora("shout"))
     with pytest.raises(ConflictError):
-        await known.cluster.patch_status(SHOUT, uid, {"readyReplicas": 1})
+        await known.cluster.patch_status(stored, {"readyReplicas": 1})
     assert "status" not in (known.api.store.find("loraadapters", "shout") or {})
+
+
+async def test_a_status_is_written_though_others_have_changed_the_object(known: Known) -> None:
+    made = known.api.create(lora("shout"))
+    known.api.change("loraadapters", "shout", {"metadata": {"labels": {"a": "b"}}})
+    stored = await known.cluster.patch_status(made, {"readyReplicas": 1})
+    assert stored["status"] == {"readyReplicas": 1}
+    assert stored["metadata"]["labels"] == {"a": "b"}
+
+
+async def test_what_was_read_long_ago_is_not_written_over(known: Known) -> None:
+    made = await known.cluster.apply(config("one"))
+    known.api.change("configmaps", "one", {"data": {"a": "newer"}})
+    stale = {**config("one"), "metadata": {**config("one")["metadata"]}}
+    stale["metadata"]["resourceVersion"] = made["metadata"]["resourceVersion"]
+    with pytest.raises(ConflictError):
+        await known.cluster.apply(stale)
 
 
 async def test_only_the_object_that_was_read_is_deleted(known: Known) -> None:
