@@ -12,7 +12,7 @@ import pytest
 from graft_operator.resources.meta import ObjectKey
 from graft_protocol.naming import LABEL_MANAGED_BY, LABEL_SERVICE
 from tests.support.proof import invariants
-from tests.support.proof.history import History, Json, Seen, Served, Write
+from tests.support.proof.history import History, Json, Seen, Served, Write, short
 from tests.support.proof.script import Call
 
 CONTENT = "serving.graft.dev/content"
@@ -21,7 +21,7 @@ POD = ObjectKey("Pod", "ns", "tiny-0")
 
 
 def revision(digest: str, name: str = "shout") -> str:
-    return f"ns/{name}@{invariants.short(digest)}"
+    return f"ns/{name}@{short(digest)}"
 
 
 def seen(version: int, kind: str, name: str, *, gone: bool = False, **fields: Any) -> Seen:

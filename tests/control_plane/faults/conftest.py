@@ -21,11 +21,12 @@ from tests.support.loopback_node import loopback_node
 from tests.support.proof.admin import Admin, administering
 from tests.support.proof.api_proxy import ApiProxy, api_proxy
 from tests.support.proof.end_state import differences, end_state, is_settled
-from tests.support.proof.history import History, Json, Seen, Shelf
+from tests.support.proof.history import History, Json, Seen
 from tests.support.proof.invariants import ALWAYS, Invariant, Violation, violations
 from tests.support.proof.nursery import Nursery, Operator, nursery
 from tests.support.proof.recorder import Recorder, recording
 
+SLOW = pytest.mark.slow
 CONVERGED_SECONDS = 60.0
 """What a busy machine is given; 30 s are promised."""
 AUDIT_SECONDS = 0.3
@@ -88,10 +89,7 @@ class Stand:
 
     def objects(self) -> list[Seen]:
         """Return what is there now, as the oracle has heard."""
-        shelf = Shelf()
-        for one in self.history().seen:
-            shelf.take_in(one)
-        return list(shelf.objects.values())
+        return list(self.lab.recorder.shelves[self.namespace].objects.values())
 
     def state(self) -> dict[str, Json]:
         return end_state(self.objects())
@@ -117,13 +115,39 @@ class Stand:
 
     def settle(self, wanted: Json | None = None) -> None:
         """Wait until all is done, and all is as in another run."""
-        self.until(lambda: is_settled(self.objects()), "all to be done")
+        self.until(self.is_settled, "all to be done")
         if wanted is not None:
             try:
                 self.until(lambda: not differences(wanted, self.state()), "the end state")
             except AssertionError as error:
                 lines = "\n".join(differences(wanted, self.state()))
                 raise AssertionError(f"{lines}\n{error}") from None
+
+    def survive(
+        self, ask: Callable[[], Any], what: str, seconds: float = ENDED_SECONDS
+    ) -> list[int]:
+        """Wait for something, and start the operator again whenever it ends, as Kubernetes does.
+
+        Returns:
+            The exit codes of those that ended.
+        """
+        codes: list[int] = []
+
+        def asked() -> Any:
+            if self.operator is not None and self.operator.code is not None:
+                codes.append(self.operator.code)
+                self.start()
+            return ask()
+
+        try:
+            until(asked, what, seconds)
+        except AssertionError as error:
+            log = self.operator.tail() if self.operator else ""
+            raise AssertionError(f"{error}\n{codes}\n{log}") from None
+        return codes
+
+    def is_settled(self) -> bool:
+        return is_settled(self.objects())
 
     def is_at(self, wanted: Json) -> bool:
         return is_settled(self.objects()) and not differences(wanted, self.state())

@@ -99,6 +99,16 @@ class ApiProxy:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._break_open)
 
+    def release(self) -> None:
+        """End all faults, and every watch that is open."""
+        self.script.play()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._end_all)
+
+    def _end_all(self) -> None:
+        for stream in self._streams:
+            stream.broken.set()
+
     def _break_open(self) -> None:
         for stream in self._streams:
             if any(

@@ -8,8 +8,7 @@ from typing import Any
 
 from graft_operator.constants import ANNOTATION_APPLIED, KIND_ADAPTER, KIND_SERVICE, LABEL_CONTENT
 from graft_operator.render.secrets import CONTENT_TOKEN
-from tests.support.proof.history import Json, Seen
-from tests.support.proof.invariants import is_true, label, status_of
+from tests.support.proof.history import Json, Seen, is_true, label, status_of
 
 COMPARED = (
     KIND_SERVICE,

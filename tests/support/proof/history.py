@@ -124,3 +124,24 @@ def replay(seen: Iterable[Seen]) -> Iterator[tuple[Seen, Shelf]]:
     for one in seen:
         shelf.take_in(one)
         yield one, shelf
+
+
+def status_of(manifest: Json) -> Json:
+    """Return an object's status."""
+    return manifest.get("status") or {}
+
+
+def is_true(manifest: Json, type_: str) -> bool:
+    """Whether an object's condition is true."""
+    conditions = status_of(manifest).get("conditions") or ()
+    return any(c["type"] == type_ and c["status"] == "True" for c in conditions)
+
+
+def label(manifest: Json, name: str) -> str:
+    """Return a label; empty if there is none."""
+    return str((manifest["metadata"].get("labels") or {}).get(name, ""))
+
+
+def short(digest: str) -> str:
+    """Return the part of a digest that revisions are named with."""
+    return digest.removeprefix("sha256:")[:12]

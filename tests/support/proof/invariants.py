@@ -16,7 +16,18 @@ from graft_operator.render.configmaps import CONTENT_CONFIG, CONTENT_SHARD
 from graft_operator.resources.meta import owner_uids
 from graft_protocol.naming import LABEL_MANAGED_BY, LABEL_SERVICE
 from graft_protocol.revisions import parse_revision
-from tests.support.proof.history import History, Json, Seen, Served, Shelf, replay
+from tests.support.proof.history import (
+    History,
+    Json,
+    Seen,
+    Served,
+    Shelf,
+    is_true,
+    label,
+    replay,
+    short,
+    status_of,
+)
 
 STALE_SECONDS: Final = 20.0
 """How long a status may go on saying that something serves that has ended: what a pod that stopped
@@ -135,9 +146,11 @@ def pods_are_not_replaced(history: History) -> Iterator[Violation]:
 def one_of_each(history: History) -> Iterator[Violation]:
     """A service never has two children for one part."""
     told: set[tuple[str, ...]] = set()
+    born: set[str] = set()
     for one, shelf in replay(history.seen):
-        if not _is_child(one):
+        if not _is_child(one) or one.uid in born:
             continue
+        born.add(one.uid)
         parts = Counter(_part(child) for child in shelf.of(one.key.kind) if _is_child(child))
         for part, count in parts.items():
             if count > 1 and part not in told:
@@ -304,27 +317,6 @@ ALWAYS: Final[tuple[Invariant, ...]] = (
 def violations(history: History, invariants: Iterable[Invariant] = ALWAYS) -> list[Violation]:
     """Return everything that is wrong with a history."""
     return [found for invariant in invariants for found in invariant(history)]
-
-
-def status_of(manifest: Json) -> Json:
-    """Return an object's status."""
-    return manifest.get("status") or {}
-
-
-def is_true(manifest: Json, type_: str) -> bool:
-    """Whether an object's condition is true."""
-    conditions = status_of(manifest).get("conditions") or ()
-    return any(c["type"] == type_ and c["status"] == "True" for c in conditions)
-
-
-def label(manifest: Json, name: str) -> str:
-    """Return a label; empty if there is none."""
-    return str((manifest["metadata"].get("labels") or {}).get(name, ""))
-
-
-def short(digest: str) -> str:
-    """Return the part of a digest that revisions are named with."""
-    return digest.removeprefix("sha256:")[:12]
 
 
 def _of(invariant: Invariant, one: Seen, what: str) -> Violation:

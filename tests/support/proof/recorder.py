@@ -10,6 +10,7 @@ import contextlib
 import json
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from graft_operator.resources.meta import ObjectKey, key_of, uid_of
 from graft_protocol.reasons import AdapterState
 from tests.support.informer import RealApi
 from tests.support.kube_operator import TLS_GOODBYE_SECONDS
-from tests.support.proof.history import History, Json, Seen, Served, Write
+from tests.support.proof.history import History, Json, Seen, Served, Shelf, Write
 
 KINDS = (*WATCHED, Kind("ReplicaSet", "apps", "v1", "replicasets"), EVENT)
 WATCH_SECONDS = 3600
@@ -35,6 +36,8 @@ class Recorder:
     prefix: str
     seen: list[Seen] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
+    shelves: defaultdict[str, Shelf] = field(default_factory=lambda: defaultdict(Shelf))
+    """By namespace: what is there now."""
     failure: BaseException | None = None
     _serving: dict[tuple[ObjectKey, str], float] = field(default_factory=dict)
     _watching: int = 0
@@ -103,7 +106,9 @@ class Recorder:
             key, is_gone = key_of(item), event["type"] == "DELETED"
             if key.namespace.startswith(self.prefix):
                 now = time.monotonic()
-                self.seen.append(Seen(version_of(item), key, uid_of(item), item, now, is_gone))
+                one = Seen(version_of(item), key, uid_of(item), item, now, is_gone)
+                self.seen.append(one)
+                self.shelves[key.namespace].take_in(one)
         return str(item["metadata"]["resourceVersion"])
 
 
