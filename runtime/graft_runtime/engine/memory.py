@@ -89,14 +89,18 @@ class HostMeter:
         return max(0, self._status_bytes("VmHWM") - self._rest_bytes)
 
     def free_bytes(self) -> int | None:
-        """Return what the group's limit leaves; file pages that can be dropped count as free."""
+        """Return what the group's limit leaves; file pages that nobody maps count as free.
+
+        The files that the model was read from are among them, however often they were read.
+        """
         try:
             limit = (self._group / "memory.max").read_text().strip()
             used = int((self._group / "memory.current").read_text())
-            files = _number(self._group / "memory.stat", "inactive_file")
+            names = ("inactive_file", "active_file", "file_mapped")
+            idle, active, mapped = (_number(self._group / "memory.stat", name) for name in names)
         except (OSError, ValueError):
             return None
-        return None if limit == "max" else int(limit) - used + files
+        return None if limit == "max" else int(limit) - used + max(0, idle + active - mapped)
 
     def _status_bytes(self, name: str) -> int:
         try:

@@ -138,10 +138,12 @@ def test_a_process_reads_its_groups_limit_and_its_own_growth(tmp_path: Path) -> 
     assert meter.free_bytes() is None, "no control group"
     (group / "memory.max").write_text("max\n")
     (group / "memory.current").write_text("500\n")
-    (group / "memory.stat").write_text("anon 300\ninactive_file 150\n")
+    (group / "memory.stat").write_text(
+        "anon 90\nfile_mapped 60\ninactive_file 150\nactive_file 200\n"
+    )
     assert meter.free_bytes() is None, "no limit"
     (group / "memory.max").write_text("2000\n")
-    assert meter.free_bytes() == 2000 - 500 + 150
+    assert meter.free_bytes() == 2000 - 500 + 150 + 200 - 60
     (tmp_path / "status").write_text("VmHWM:\t 30 kB\nVmRSS:\t 10 kB\n")
     meter.begin()
     assert meter.growth_bytes() == 20 * 1024
