@@ -43,8 +43,9 @@ class ControlSettings:
     """Version of the pod template that new services get, and others are offered."""
     operator_namespace: str = ""
     """Where the operator itself runs; empty if that is nowhere in the cluster."""
-    optional_seconds: float = 300.0
-    """Pause between two looks at children of kinds that are not watched."""
+    optional_seconds: float = 30.0
+    """Pause between two looks at children of kinds that are not watched, where some are wanted:
+    what others wrote into them lasts as long. One read of each."""
     namespaces: tuple[str, ...] = ()
     """Namespaces whose services are served; empty serves all."""
 

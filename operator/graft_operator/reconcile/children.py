@@ -77,23 +77,24 @@ async def sync_optional(
         if known == text and now - since < pause:
             continue
         if child is not None:
-            await _apply_if_served(world, child)
+            # A cluster without the kind is told of once, not at every look.
+            level = logging.DEBUG if known == text else logging.WARNING
+            await _apply_if_served(world, child, level)
         elif known is None or known != text:
             await _delete_if_ours(world, service, key)
         world.optional[key] = (text, now)
     return pause if any(child is not None for child in wanted.values()) else None
 
 
-async def _apply_if_served(world: World, child: Manifest) -> None:
+async def _apply_if_served(world: World, child: Manifest, level: int) -> None:
     try:
         stored = await world.cluster.get(key_of(child))
         marked = _marked(child)
         if stored is None or not _is_in_place(marked, stored):
             await world.cluster.apply(marked)
     except (NotFoundError, ForbiddenError) as error:
-        log.warning(
-            "%s is asked for, but the cluster offers no such kind: %s", key_of(child), error
-        )
+        text = "%s is asked for, but the cluster offers no such kind: %s"
+        log.log(level, text, key_of(child), error)
 
 
 async def _delete_if_ours(world: World, service: InferenceService, key: ObjectKey) -> None:
