@@ -110,15 +110,23 @@ def cluster() -> Iterator[Cluster]:
 
 
 @contextmanager
-def release(cluster: Cluster, folder: Path) -> Iterator[Tenant]:
-    """Install the chart for a namespace of its own; the release's operator pod is not wanted."""
+def release(cluster: Cluster, folder: Path, tenants: tuple[str, ...] = ()) -> Iterator[Tenant]:
+    """Install the chart for a namespace of its own; the release's operator pod is not wanted.
+
+    Args:
+        cluster: Where.
+        folder: Takes the operator's kubeconfig.
+        tenants: Namespaces, which exist, whose adapters are looked at as well.
+    """
     mark = secrets.token_hex(3)
     served, installed = f"graft-cp-{mark}", f"graft-cp-operator-{mark}"
     for namespace in (served, installed):
         cluster.kubectl.run("create", "namespace", namespace)
     claim = ("--take-ownership", "--set", "crds.adopt=true")
     where = ("--namespace", installed)
-    values = ("--set", f"serviceNamespaces={{{served}}}")
+    values = ["--set", f"serviceNamespaces={{{served}}}"]
+    if tenants:
+        values += ["--set", f"tenantNamespaces={{{','.join(tenants)}}}"]
     cluster.helm.run("install", "graft", CHART, *where, *values, *claim)
     inside = cluster.kubectl.within(installed)
     inside.run("scale", "deployment/graft", "--replicas=0")

@@ -20,6 +20,7 @@ GRANTED = {
     "inferenceservices.serving.graft.dev/status": "patch",
     "loraadapters.serving.graft.dev": WATCHED,
     "loraadapters.serving.graft.dev/status": "patch",
+    "namespaces": "get",
     "networkpolicies.networking.k8s.io": f"{OWNED} delete",
     "poddisruptionbudgets.policy": f"{OWNED} delete",
     "podmonitors.monitoring.coreos.com": OPTIONAL,

@@ -19,7 +19,7 @@ from graft_operator.resources.placement import (
 )
 from graft_operator.resources.rollout import DEADLINE_AFTER_START, SOME_PROGRESS
 from graft_operator.resources.scaling import MIN_UP_TO_MAX, SOME_TARGET
-from graft_operator.resources.v1alpha1 import NAMES_WHEN_LISTED
+from graft_operator.resources.tenancy import NAMES_WHEN_LISTED, SELECTOR_WHEN_SELECTED
 from tests.support.local import adapter_document, service_document
 
 
@@ -62,6 +62,10 @@ BROKEN_RULES: dict[str, tuple[Manifest, str]] = {
     "In without values": (_choosing(operator="In"), VALUES_FIT_OPERATOR),
     "Exists with values": (_choosing(operator="Exists", values=["a"]), VALUES_FIT_OPERATOR),
     "more than a word": (_choosing(operator="Gt", values=["many"]), VALUES_FIT_OPERATOR),
+    "a selector that is not asked for": (
+        service_document(adapters={"allowedNamespaces": {"selector": {"matchLabels": {"a": "b"}}}}),
+        SELECTOR_WHEN_SELECTED,
+    ),
     "no progress": (
         service_document(rollout={"maxSurge": 0, "maxUnavailable": 0}),
         SOME_PROGRESS,

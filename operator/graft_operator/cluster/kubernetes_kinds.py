@@ -62,7 +62,9 @@ OPTIONAL: Final = (
 )
 """Kinds that a cluster may lack. They are not watched: a watch of nothing never ends well."""
 EVENT: Final = Kind("Event", "", "v1", "events")
-_BY_NAME: Final = {kind.name: kind for kind in (*WATCHED, *OPTIONAL, EVENT)}
+NAMESPACE: Final = Kind("Namespace", "", "v1", "namespaces")
+"""Read by name, and only where a service chooses namespaces by label."""
+_BY_NAME: Final = {kind.name: kind for kind in (*WATCHED, *OPTIONAL, EVENT, NAMESPACE)}
 
 
 def kind_named(name: str) -> Kind:

@@ -55,6 +55,14 @@ class SecretFacts:
 
 
 @dataclass(frozen=True)
+class NamespaceFacts:
+    """What is known of a namespace; `problem` says why its labels are not."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class AcceptContext:
     """Everything acceptance depends on besides the objects themselves."""
 
@@ -66,6 +74,8 @@ class AcceptContext:
     """By namespace and name: why a Secret with API keys cannot be used."""
     now: str = ""
     """The time, as Kubernetes writes it."""
+    namespaces: Mapping[str, NamespaceFacts] = field(default_factory=dict)
+    """The adapters' namespaces, if the service chooses by their labels."""
 
 
 def accept_model(service: InferenceService, context: AcceptContext) -> Verdict:
@@ -123,11 +133,13 @@ def _refused(
 ) -> Verdict | None:
     own, namespace = service.metadata.namespace, adapter.metadata.namespace
     foreign = namespace != own
-    if not service.spec.adapters.allowed_namespaces.admits(namespace, own):
+    known = context.namespaces.get(namespace, NamespaceFacts())
+    if not service.spec.adapters.allowed_namespaces.admits(namespace, own, known.labels):
+        unread = f"; its labels are not known: {known.problem}" if known.problem else ""
         return Verdict(
             Reason.REF_NOT_PERMITTED,
             f"InferenceService {own}/{service.metadata.name} takes no adapters from namespace "
-            f"{namespace} (spec.adapters.allowedNamespaces)",
+            f"{namespace} (spec.adapters.allowedNamespaces){unread}",
         )
     if foreign and (adapter.spec.served_name or adapter.spec.aliases):
         return Verdict(

@@ -15,6 +15,7 @@ from graft_operator.cluster.store import timestamp
 from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE, LABEL_CONTENT
 from graft_operator.reconcile.adapter import reconcile_adapter
 from graft_operator.reconcile.cache import ObjectCache, service_of
+from graft_operator.reconcile.namespaces import NamespaceReader
 from graft_operator.reconcile.news import (
     changed_revisions,
     changed_shards,
@@ -67,6 +68,7 @@ class Controller:
             poller=self.poller,
             secrets=SecretReader(cluster, secret_ttl_seconds, as_credential),
             api_keys=SecretReader(cluster, secret_ttl_seconds, as_api_keys),
+            namespaces=NamespaceReader(cluster, secret_ttl_seconds),
             settings=settings,
             now=timestamp,
             enqueue=self.queue.add,

@@ -11,6 +11,7 @@ from graft_operator.constants import ANNOTATION_APPLIED
 from graft_operator.errors import InvalidManifestError
 from graft_operator.plan.accept import (
     AcceptContext,
+    NamespaceFacts,
     SecretFacts,
     Verdict,
     accept_adapters,
@@ -60,6 +61,7 @@ class Observed:
     pods: tuple[PodView, ...]
     secrets: Mapping[SecretName, SecretView]
     keys: Mapping[SecretName, SecretView]
+    namespaces: Mapping[str, NamespaceFacts]
     token: str
     now: str
     pinned: TemplatePin | None
@@ -110,7 +112,7 @@ async def reconcile_service(world: World, key: ObjectKey) -> float | None:
     pauses = [await _act(world, observed, plan)]
     await _conclude(world, observed, plan)
     pauses.append(_seconds_to_expiry(observed))
-    if observed.secrets or observed.keys:
+    if observed.secrets or observed.keys or observed.namespaces:
         # No watch tells that one has changed, or may be read from now on.
         pauses.append(world.secrets.ttl_seconds)
     return min((pause for pause in pauses if pause is not None), default=None)
@@ -133,6 +135,7 @@ async def _observe(world: World, manifest: Manifest, service: InferenceService) 
     named.append((namespace, model_ref.name) if model_ref else None)
     views = await world.secrets.read_all(name for name in named if name is not None)
     keys = await world.api_keys.read_all(name for item in adapters for name in key_secrets(item))
+    labelled = await world.namespaces.read_all(_chosen_by_label(service, adapters))
     token_key = ObjectKey("Secret", namespace, token_secret_name(service))
     secret = world.cache.get(token_key) or await world.cluster.get(token_key)
     token = (read_token(secret) if secret else None) or secrets.token_urlsafe(TOKEN_BYTES)
@@ -141,8 +144,25 @@ async def _observe(world: World, manifest: Manifest, service: InferenceService) 
     pinned = read_pin(stored, world.settings.runtime_image)
     deployed = deployment_view(stored)
     return Observed(
-        manifest, service, adapters, pods, views, keys, token, world.now(), pinned, deployed
+        manifest,
+        service,
+        adapters,
+        pods,
+        views,
+        keys,
+        labelled,
+        token,
+        world.now(),
+        pinned,
+        deployed,
     )
+
+
+def _chosen_by_label(service: InferenceService, adapters: Sequence[LoraAdapter]) -> set[str]:
+    """Return the namespaces whose labels decide."""
+    if service.spec.adapters.allowed_namespaces.selector is None:
+        return set()
+    return {adapter.metadata.namespace for adapter in adapters} - {service.metadata.namespace}
 
 
 def _parsed_adapters(world: World, namespace: str, name: str) -> tuple[LoraAdapter, ...]:
@@ -174,6 +194,7 @@ def _plan(world: World, observed: Observed) -> Plan:
         },
         key_problems={name: view.problem for name, view in observed.keys.items()},
         now=observed.now,
+        namespaces=observed.namespaces,
     )
     verdicts = accept_adapters(service, observed.adapters, context)
     shards = desired_shards(observed.adapters, verdicts, observed.pods, _grants(observed))

@@ -15,6 +15,7 @@ from graft_operator.errors import InvalidManifestError
 from graft_operator.plan.accept import Verdict
 from graft_operator.plan.views import DeploymentView, PodView
 from graft_operator.reconcile.cache import ObjectCache
+from graft_operator.reconcile.namespaces import NamespaceReader
 from graft_operator.reconcile.pods import PodPoller
 from graft_operator.reconcile.secrets import SecretReader
 from graft_operator.resources.admission import parse
@@ -82,6 +83,8 @@ class World:
     """Of credentials."""
     api_keys: SecretReader
     """Of Secrets that open adapters to callers."""
+    namespaces: NamespaceReader
+    """Of the labels by which a service chooses who may attach."""
     settings: ControlSettings
     now: Callable[[], str]
     """Returns the time as Kubernetes writes it."""

@@ -17,6 +17,7 @@ _KEPT = frozenset(
         "maxItems",
         "maxLength",
         "maxProperties",
+        "minProperties",
         "maximum",
         "minItems",
         "minLength",

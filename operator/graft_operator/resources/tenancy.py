@@ -2,14 +2,78 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
-from graft_operator.resources.fields import Bytes, Count, Namespace, ObjectName
+from graft_operator.resources.fields import (
+    Bytes,
+    Count,
+    LabelKey,
+    LabelValue,
+    Namespace,
+    ObjectName,
+)
 from graft_operator.resources.meta import Closed
 
+NAMES_WHEN_LISTED = "names goes with from: Listed, and only with that"
+SELECTOR_WHEN_SELECTED = "selector goes with from: Selector, and only with that"
+
 Rank = Annotated[int, Field(ge=1, le=512)]
+
+
+class NamespaceSelector(Closed):
+    """Namespaces with certain labels."""
+
+    match_labels: Annotated[dict[LabelKey, LabelValue], Field(min_length=1, max_length=16)]
+    """Labels that such a namespace has, all of them."""
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether a namespace with these labels is one."""
+        return self.match_labels.items() <= labels.items()
+
+
+class AllowedNamespaces(Closed):
+    """From where adapters may attach."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "(self.from == 'Listed') == has(self.names)",
+                    "message": NAMES_WHEN_LISTED,
+                },
+                {
+                    "rule": "(self.from == 'Selector') == has(self.selector)",
+                    "message": SELECTOR_WHEN_SELECTED,
+                },
+            ]
+        }
+    )
+
+    from_: Annotated[Literal["Same", "Listed", "Selector", "All"], Field(alias="from")] = "Same"
+    """`Same`: the service's own namespace. `Listed`: that, and those in `names`. `Selector`: that,
+    and those whose labels fit `selector`. `All`: every namespace."""
+    names: Annotated[tuple[Namespace, ...], Field(max_length=256)] | None = None
+    """Namespaces that are let in with `from: Listed`."""
+    selector: NamespaceSelector | None = None
+    """Namespaces that are let in with `from: Selector`, as their labels are now: one that loses
+    them loses its adapters here within half a minute. Local mode has no Namespaces to look at."""
+
+    @model_validator(mode="after")
+    def _says_what_it_needs(self) -> AllowedNamespaces:
+        if (self.from_ == "Listed") != (self.names is not None):
+            raise ValueError(NAMES_WHEN_LISTED)
+        if (self.from_ == "Selector") != (self.selector is not None):
+            raise ValueError(SELECTOR_WHEN_SELECTED)
+        return self
+
+    def admits(self, namespace: str, own: str, labels: Mapping[str, str]) -> bool:
+        """Whether adapters of a namespace with these labels may attach to a service in `own`."""
+        if self.selector is not None and self.selector.matches(labels):
+            return True
+        return self.from_ == "All" or namespace == own or namespace in (self.names or ())
 
 
 class TenantSpec(Closed):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field
 
 from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE
 from graft_operator.resources.canary import AdapterRollout
@@ -25,7 +25,12 @@ from graft_operator.resources.placement import ResourcesSpec, SchedulingSpec
 from graft_operator.resources.rollout import RolloutSpec
 from graft_operator.resources.scaling import AutoscalingSpec
 from graft_operator.resources.status import AdapterStatus, ServiceStatus
-from graft_operator.resources.tenancy import AccessSpec, DeclaredSpec, TenantSpec
+from graft_operator.resources.tenancy import (
+    AccessSpec,
+    AllowedNamespaces,
+    DeclaredSpec,
+    TenantSpec,
+)
 from graft_protocol.desired import Tier
 from graft_protocol.digest import DIGEST_PATTERN
 from graft_protocol.source_rules import claim_of
@@ -41,8 +46,6 @@ ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+$"
 CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 TIME_PATTERN = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z$"
 ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-
-NAMES_WHEN_LISTED = "names goes with from: Listed, and only with that"
 
 NO_DOT_DOT = {
     "x-kubernetes-validations": [
@@ -119,37 +122,6 @@ class EngineSpec(Closed):
     """Prompt tokens queued before new requests are refused with 429."""
     threads: Count | None = None
     """CPU threads of the forward pass. Defaults to all cores."""
-
-
-class AllowedNamespaces(Closed):
-    """From where adapters may attach."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "(self.from == 'Listed') == has(self.names)",
-                    "message": NAMES_WHEN_LISTED,
-                }
-            ]
-        }
-    )
-
-    from_: Annotated[Literal["Same", "Listed", "All"], Field(alias="from")] = "Same"
-    """`Same`: the service's own namespace. `Listed`: that, and those in `names`. `All`: every
-    namespace."""
-    names: Annotated[tuple[Namespace, ...], Field(max_length=256)] | None = None
-    """Namespaces that are let in with `from: Listed`."""
-
-    @model_validator(mode="after")
-    def _lists_if_listed(self) -> AllowedNamespaces:
-        if (self.from_ == "Listed") != (self.names is not None):
-            raise ValueError(NAMES_WHEN_LISTED)
-        return self
-
-    def admits(self, namespace: str, own: str) -> bool:
-        """Whether adapters of a namespace may attach to a service in another, or the same."""
-        return self.from_ == "All" or namespace == own or namespace in (self.names or ())
 
 
 class AdaptersSpec(Closed):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from graft_operator.plan.accept import (
     AcceptContext,
+    NamespaceFacts,
     SecretFacts,
     Verdict,
     accept_adapters,
@@ -22,6 +23,30 @@ NOTHING = AcceptContext()
 
 def verdict(adapter: LoraAdapter, context: AcceptContext = NOTHING, **spec: Any) -> Verdict:
     return accept_adapters(make_service(**spec), [adapter], context)[adapter.key]
+
+
+BY_LABEL = {"allowedNamespaces": {"from": "Selector", "selector": {"matchLabels": {"llm": "yes"}}}}
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        (NamespaceFacts({"llm": "yes", "team": "a"}), "served as"),
+        (NamespaceFacts({"llm": "no"}), "spec.adapters.allowedNamespaces)"),
+        (NamespaceFacts(problem="may not be read"), "its labels are not known: may not be read"),
+    ],
+)
+def test_a_namespace_is_let_in_by_its_labels_as_far_as_they_are_known(
+    facts: NamespaceFacts, told: str
+) -> None:
+    context = AcceptContext(namespaces={"tenant": facts})
+    found = verdict(make_adapter("shout", "tenant"), context, adapters=BY_LABEL)
+    assert found.is_accepted == (facts.labels.get("llm") == "yes")
+    assert told in found.message
+
+
+def test_the_services_own_namespace_needs_no_label() -> None:
+    assert verdict(make_adapter("shout"), adapters=BY_LABEL).is_accepted
 
 
 def test_an_adapter_is_served_under_its_name_and_its_full_name() -> None:

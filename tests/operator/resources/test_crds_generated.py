@@ -39,7 +39,12 @@ def test_a_schema_node_is_structural_bounded_and_described(path: str, node: dict
     kinds = {"object", "array", "string", "integer", "number", "boolean"}
     assert node.get("x-kubernetes-int-or-string") or node["type"] in kinds
     allowed = {"default", "description", "enum", "items", "maxItems", "maxLength", "maximum"}
-    allowed |= {"additionalProperties", "maxProperties", "x-kubernetes-int-or-string"}
+    allowed |= {
+        "additionalProperties",
+        "maxProperties",
+        "minProperties",
+        "x-kubernetes-int-or-string",
+    }
     allowed |= {"minItems", "minLength", "minimum", "pattern", "properties", "required", "type"}
     allowed |= {"x-kubernetes-list-map-keys", "x-kubernetes-list-type", "x-kubernetes-validations"}
     assert node.keys() <= allowed
