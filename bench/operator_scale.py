@@ -292,8 +292,13 @@ def _idle(operator: Operator) -> None:
 
 def _show(what: str, calls: Counter[str], share: int = 1) -> None:
     shown = {call: round(count / share, 3) for call, count in sorted(calls.items())}
-    written = round(sum(n for call, n in calls.items() if is_write(call)) / share, 3)
-    print(f"{what}: {written} writes; {shown}", flush=True)
+    nudges, events = calls["nudge Pod"], calls["event Event"]
+    writes = sum(n for call, n in calls.items() if is_write(call)) - nudges - events
+    sums = (
+        f"{round(n / share, 3)} {name}"
+        for n, name in zip((writes, nudges, events), ("writes", "nudges", "Events"), strict=True)
+    )
+    print(f"{what}: {', '.join(sums)}; {shown}", flush=True)
 
 
 def _wait(condition: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
