@@ -14,7 +14,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from graft_operator.errors import RuntimeUnreachableError
-from graft_protocol.naming import STATUS_PATH
+from graft_protocol.naming import LASTING_HEADER, STATUS_PATH, UNLESS_LASTING_HEADER
 from graft_protocol.reasons import AdapterState
 from graft_protocol.status import RevisionReport, RuntimeStatus
 
@@ -27,6 +27,8 @@ class Report:
 
     status: RuntimeStatus
     etag: str | None
+    lasting: str | None = None
+    """Names what it says, its counters aside."""
 
     @cached_property
     def is_settled(self) -> bool:
@@ -53,8 +55,13 @@ class RuntimeClient:
             await self._session.close()
             self._session = None
 
-    async def read(self, base_url: str, token: str, known: Report | None) -> Report:
+    async def read(
+        self, base_url: str, token: str, known: Report | None, *, counts: bool = True
+    ) -> Report:
         """Return the pod's report; `known` itself if it has not changed.
+
+        Without `counts`, counters of requests may be as old as `known`: a pod with traffic would
+        have another report each time.
 
         Raises:
             RuntimeUnreachableError: No answer, a refusal, or an answer that is no report. The
@@ -63,6 +70,8 @@ class RuntimeClient:
         headers = {"Authorization": f"Bearer {token}"}
         if known is not None and known.etag is not None:
             headers["If-None-Match"] = known.etag
+        if known is not None and known.lasting is not None and not counts:
+            headers[UNLESS_LASTING_HEADER] = known.lasting
         try:
             answer = self._http.get(base_url + STATUS_PATH, headers=headers, allow_redirects=False)
             async with answer as response:
@@ -78,7 +87,8 @@ class RuntimeClient:
             status = RuntimeStatus.model_validate_json(body, extra="ignore")
         except ValidationError as error:
             raise RuntimeUnreachableError("the status report cannot be read") from error
-        return Report(self._sharing(status), response.headers.get("ETag"))
+        tags = response.headers.get("ETag"), response.headers.get(LASTING_HEADER)
+        return Report(self._sharing(status), *tags)
 
     @property
     def _http(self) -> aiohttp.ClientSession:

@@ -19,6 +19,10 @@ GRPC_PORT = 8001
 INTERNAL_PORT = 9000
 
 STATUS_PATH = "/internal/status"
+LASTING_HEADER = "x-graft-lasting"
+"""Hash of what a report says that requests alone do not change, sent along with it."""
+UNLESS_LASTING_HEADER = "x-graft-unless-lasting"
+"""Asks for a report only if that hash is another one: counters may be old then."""
 NUM_CREDENTIAL_SECRETS = 8
 
 ENV_POD_NAME = "GRAFT_POD_NAME"

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from graft_protocol.base import Message
+from graft_protocol.digest import content_hash
 from graft_protocol.reasons import AdapterState, EngineState, Reason
 from graft_protocol.version import PROTOCOL_VERSION
+
+_OF_THE_MOMENT: Any = {
+    "load": True,
+    "capacity": True,
+    "revisions": {"__all__": {"active_requests", "requests", "errors", "tier"}},
+}
 
 
 class RevisionReport(Message):
@@ -104,3 +113,9 @@ class RuntimeStatus(Message):
     revisions: tuple[RevisionReport, ...] = ()
     capacity: CapacityReport = Field(default_factory=CapacityReport)
     load: LoadReport = Field(default_factory=LoadReport)
+
+
+def lasting_hash(status: RuntimeStatus) -> str:
+    """Return a hash of what a report says that requests alone do not change."""
+    text = status.model_dump_json(by_alias=True, exclude=_OF_THE_MOMENT)
+    return content_hash(text.encode())

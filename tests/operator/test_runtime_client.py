@@ -13,6 +13,8 @@ from graft_operator.reconcile.pods import Endpoint, PodPoller, ReportChange
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.runtime_client import RuntimeClient
 from graft_operator.settings import ControlSettings
+from graft_protocol.naming import LASTING_HEADER, UNLESS_LASTING_HEADER
+from graft_protocol.status import LoadReport, lasting_hash
 from tests.support.fake_runtime import Answer, serve_with
 from tests.support.objects import revision_report, status_report
 
@@ -70,6 +72,26 @@ async def test_an_unchanged_report_is_not_sent_again() -> None:
         first = await client.read(url, "token", None)
         assert await client.read(url, "token", first) is first
     assert asked == [None, '"v1"']
+
+
+async def test_counters_alone_bring_a_report_again_only_where_they_are_needed() -> None:
+    count = 0
+
+    def answer(_path: str, headers: dict[str, str]) -> Answer:
+        nonlocal count
+        count += 1
+        report = revision_report("team-a/loud@111111111111", requests=count)
+        status = status_report(revisions=[report], load=LoadReport(running=count))
+        tags = {LASTING_HEADER: lasting_hash(status)}
+        if headers.get(UNLESS_LASTING_HEADER) == tags[LASTING_HEADER]:
+            return 304, tags, b""
+        return 200, tags, status.to_json().encode()
+
+    async with pod_answering(answer) as url, reading() as client:
+        first = await client.read(url, "t", None)
+        assert await client.read(url, "t", first, counts=False) is first
+        again = await client.read(url, "t", first)
+    assert again.status.revisions[0].requests == 3
 
 
 async def test_what_two_pods_say_alike_of_an_adapter_is_kept_once() -> None:

@@ -30,9 +30,22 @@ from graft_protocol.desired import (
     set_hash,
     shard_key,
 )
-from graft_protocol.naming import ENV_POD_NAME, ENV_POD_ROOT, STATUS_PATH, PodPaths
+from graft_protocol.naming import (
+    ENV_POD_NAME,
+    ENV_POD_ROOT,
+    LASTING_HEADER,
+    STATUS_PATH,
+    UNLESS_LASTING_HEADER,
+    PodPaths,
+)
 from graft_protocol.reasons import AdapterState, EngineState, Reason
-from graft_protocol.status import ModelReport, RevisionReport, RuntimeStatus, ShardReport
+from graft_protocol.status import (
+    ModelReport,
+    RevisionReport,
+    RuntimeStatus,
+    ShardReport,
+    lasting_hash,
+)
 
 POLL_SECONDS = 0.02
 Answer = tuple[int, dict[str, str], bytes]
@@ -67,7 +80,7 @@ class FakeRuntime:
         self.remounted = asyncio.Event()
         """Set by those who know that the files have changed."""
         self._texts: dict[int, str] = {}
-        self._answer: tuple[str, bytes] | None = None
+        self._answer: tuple[str, str, bytes] | None = None
         self.state = EngineState.STARTING
         self.reason: Reason | None = None
 
@@ -208,12 +221,15 @@ class FakeRuntime:
         if path != STATUS_PATH:
             return 404, {}, b""
         if self._answer is None:
-            body = self.status().to_json().encode()
-            self._answer = f'"{hashlib.sha256(body).hexdigest()[:16]}"', body
-        etag, body = self._answer
-        if headers.get("if-none-match") == etag:
-            return 304, {"ETag": etag}, b""
-        return 200, {"ETag": etag}, body
+            status = self.status()
+            body = status.to_json().encode()
+            etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+            self._answer = etag, lasting_hash(status), body
+        etag, lasting, body = self._answer
+        tags = {"ETag": etag, LASTING_HEADER: lasting}
+        if headers.get("if-none-match") == etag or headers.get(UNLESS_LASTING_HEADER) == lasting:
+            return 304, tags, b""
+        return 200, tags, body
 
 
 def serve_with(answer: Callable[[str, dict[str, str]], Answer]) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ from graft_operator.reconcile.pods import Endpoint, PodPoller, ReportChange
 from graft_operator.reconcile.queue import Backoff, WorkQueue
 from graft_operator.reconcile.secrets import SecretReader, as_api_keys, as_credential
 from graft_operator.reconcile.service import reconcile_service
-from graft_operator.reconcile.world import World, incarnation_of, is_ready, pod_url
+from graft_operator.reconcile.world import Decision, World, incarnation_of, is_ready, pod_url
 from graft_operator.render.common import label_value
 from graft_operator.render.secrets import CONTENT_TOKEN, read_token
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of
@@ -243,11 +243,18 @@ class Controller:
         for secret in self.cache.children("Secret", pod_key.namespace, label):
             if secret["metadata"]["labels"].get(LABEL_CONTENT) == CONTENT_TOKEN:
                 token = read_token(secret)
-                return Endpoint(url, token) if token else None
+                return Endpoint(url, token, self._needs_counts(pod)) if token else None
         return None
+
+    def _needs_counts(self, pod: Manifest) -> bool:
+        decision = self._decision_on(pod)
+        return decision is None or decision.has_probation
 
     def _expected_hash(self, pod_key: ObjectKey) -> str:
         pod = self.cache.get(pod_key)
-        service = self._service_labelled(pod) if pod is not None else None
-        decision = self.world.decisions.get(service) if service is not None else None
+        decision = self._decision_on(pod) if pod is not None else None
         return decision.set_hash if decision is not None else ""
+
+    def _decision_on(self, pod: Manifest) -> Decision | None:
+        service = self._service_labelled(pod)
+        return self.world.decisions.get(service) if service is not None else None

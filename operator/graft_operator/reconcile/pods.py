@@ -27,6 +27,8 @@ class Endpoint(NamedTuple):
 
     url: str
     token: str
+    counts: bool = True
+    """Whether somebody needs its counters of requests as they are now."""
 
 
 class ReportChange(NamedTuple):
@@ -135,7 +137,9 @@ class PodPoller:
             endpoint = self._locate(pod)
             if endpoint is not None:
                 try:
-                    report = await self._client.read(endpoint.url, endpoint.token, report)
+                    report = await self._client.read(
+                        endpoint.url, endpoint.token, report, counts=endpoint.counts
+                    )
                     answered = loop.time()
                 except RuntimeUnreachableError as error:
                     log.debug("%s: %s", pod, error)

@@ -205,6 +205,9 @@ def _plan(world: World, observed: Observed) -> Plan:
         },
         shard_hashes=tuple(shard.hash for shard in shards),
         set_hash=hash_of_set(shards),
+        has_probation=any(
+            item.status.candidate_revision and item.spec.rollout.steps for item in observed.adapters
+        ),
     )
     newest = TemplatePin(world.settings.template_revision, world.settings.runtime_image)
     template = choose_template(service, observed.pinned, newest, has_pods=bool(observed.pods))

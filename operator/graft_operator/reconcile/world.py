@@ -37,6 +37,8 @@ class Decision:
     """Uid and generation of each adapter that the verdict is about."""
     shard_hashes: tuple[str, ...] = ()
     set_hash: str = ""
+    has_probation: bool = False
+    """Whether a version is on its way in steps, so that the requests that fail are counted."""
 
 
 class ParsedObjects:

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from graft_protocol.digest import content_hash
-from graft_protocol.naming import STATUS_PATH
+from graft_protocol.naming import LASTING_HEADER, STATUS_PATH, UNLESS_LASTING_HEADER
+from graft_protocol.status import lasting_hash
 from graft_runtime.errors import UnauthorizedError
 from graft_runtime.server.backend import Backend
 
@@ -56,11 +57,16 @@ def internal_router(backend: Backend) -> APIRouter:
 
     @router.get(STATUS_PATH, summary="Report on this pod", response_model=None)
     async def status(request: Request) -> Response:
-        body = backend.status().to_json().encode()
-        etag = f'"{content_hash(body)}"'
-        if _matches(request.headers.get("if-none-match", ""), etag):
-            return Response(status_code=304, headers={"etag": etag})
-        return Response(body, media_type="application/json", headers={"etag": etag})
+        report = backend.status()
+        headers = {LASTING_HEADER: lasting_hash(report)}
+        # Under load every report differs in its counters, which the operator seldom needs.
+        if request.headers.get(UNLESS_LASTING_HEADER) == headers[LASTING_HEADER]:
+            return Response(status_code=304, headers=headers)
+        body = report.to_json().encode()
+        headers["etag"] = f'"{content_hash(body)}"'
+        if _matches(request.headers.get("if-none-match", ""), headers["etag"]):
+            return Response(status_code=304, headers=headers)
+        return Response(body, media_type="application/json", headers=headers)
 
     return router
 

@@ -27,7 +27,9 @@ class ScriptedClient(RuntimeClient):
         self.failures = failures
         self.asked = 0
 
-    async def read(self, base_url: str, token: str, known: Report | None) -> Report:
+    async def read(
+        self, base_url: str, token: str, known: Report | None, *, counts: bool = True
+    ) -> Report:
         self.asked += 1
         if self.asked <= self.failures:
             raise RuntimeUnreachableError("scripted")

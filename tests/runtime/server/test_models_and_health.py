@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from graft_protocol.status import RuntimeStatus
+from graft_protocol.naming import LASTING_HEADER, UNLESS_LASTING_HEADER
+from graft_protocol.status import LoadReport, RuntimeStatus
 from graft_runtime.server.app import create_internal_app
 from graft_runtime.server.backend import Health
 from tests.support.fake_backend import ADAPTER, BASE, FakeBackend
@@ -72,6 +73,19 @@ async def test_the_report_comes_with_a_tag_and_304_while_it_is_the_same(
     changed = await internal.get("/internal/status", headers={**BEARER, "if-none-match": tag})
     assert changed.status_code == 200
     assert changed.headers["etag"] != tag
+
+
+async def test_who_needs_no_counters_is_not_sent_a_report_because_of_them(
+    internal: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    first = await internal.get("/internal/status", headers=BEARER)
+    known = {**BEARER, UNLESS_LASTING_HEADER: first.headers[LASTING_HEADER]}
+    busier = LoadReport(running=backend.report.load.running + 1)
+    backend.report = backend.report.model_copy(update={"load": busier})
+    assert (await internal.get("/internal/status", headers=known)).status_code == 304
+    assert (await internal.get("/internal/status", headers=BEARER)).status_code == 200
+    backend.report = backend.report.model_copy(update={"set_hash": "changed"})
+    assert (await internal.get("/internal/status", headers=known)).status_code == 200
 
 
 @pytest.mark.parametrize(
