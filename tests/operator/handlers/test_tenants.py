@@ -74,6 +74,8 @@ async def test_only_adapters_are_looked_at_in_a_tenants_namespace(
         api.create(manifest)
     async with run_operator_thread(api, tmp_path, SETTINGS) as operator:
         await until(operator, lambda: served(api, "poet"))
+        # The Event that tells of it is the last thing that is written.
+        await until(operator, lambda: bool(api.store.select("events", "team-a")))
     assert api.store.select("configmaps", "team-a") == []
     there = {call.plural for call in api.calls if call.namespace == "team-a"}
     assert there == {"loraadapters", "events"}
