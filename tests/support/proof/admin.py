@@ -74,6 +74,8 @@ class Admin:
     def _wait(self, ask: Callable[[], bool]) -> None:
         end = time.monotonic() + HEARING_SECONDS
         while not ask():
+            failure = self._recorder.failure
+            assert failure is None, f"the oracle's watch ended: {failure!r}"
             assert time.monotonic() < end, "the oracle does not hear of it"
             time.sleep(POLL_SECONDS)
 

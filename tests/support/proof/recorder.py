@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 
 from graft_operator.cluster.kubernetes import version_of
@@ -29,6 +30,10 @@ WATCH_SECONDS = 3600
 START_SECONDS = 60.0
 
 
+class ForgottenError(Exception):
+    """The server no longer knows what came after the version that was asked for."""
+
+
 @dataclass
 class Recorder:
     """What was heard of the namespaces whose names begin with a prefix."""
@@ -40,7 +45,7 @@ class Recorder:
     """By namespace: what is there now."""
     failure: BaseException | None = None
     _serving: dict[tuple[ObjectKey, str], float] = field(default_factory=dict)
-    _watching: int = 0
+    _watching: set[str] = field(default_factory=set)
 
     def on_report(self, pod: ObjectKey, revision: str, state: AdapterState | None) -> None:
         """Hear from a pod that it has come to another state with a revision; None is the end."""
@@ -65,8 +70,8 @@ class Recorder:
 
     @property
     def is_watching(self) -> bool:
-        """Whether every watch is open."""
-        return self._watching == len(KINDS)
+        """Whether every watch has been opened."""
+        return len(self._watching) == len(KINDS)
 
     async def run(self, kubeconfig: Path) -> None:
         """Record until cancelled."""
@@ -81,6 +86,15 @@ class Recorder:
             await api.close()
 
     async def _watch(self, api: RealApi, kind: Kind) -> None:
+        while True:
+            try:
+                await self._watch_on(api, kind)
+            except ForgottenError:
+                # A changed CRD ends its kind's watches, and the server begins its history anew.
+                if any(one.key.kind == kind.name for one in self.seen):
+                    raise
+
+    async def _watch_on(self, api: RealApi, kind: Kind) -> None:
         async with api.session.get(kind.path(None), params={"limit": "1"}) as answer:
             answer.raise_for_status()
             version = str((await answer.json())["metadata"]["resourceVersion"])
@@ -88,17 +102,20 @@ class Recorder:
             query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true"}
             query["timeoutSeconds"] = str(WATCH_SECONDS)
             async with api.session.get(kind.path(None), params=query) as answer:
+                if answer.status == HTTPStatus.GONE:
+                    raise ForgottenError(kind.plural)
                 answer.raise_for_status()
-                self._watching += 1
+                self._watching.add(kind.name)
                 buffer = b""
                 async for chunk in answer.content.iter_any():
                     *lines, buffer = (buffer + chunk).split(b"\n")
                     for line in lines:
                         version = self._take_in(kind, json.loads(line))
-                self._watching -= 1
 
     def _take_in(self, kind: Kind, event: Json) -> str:
         item = event["object"]
+        if event["type"] == "ERROR" and item.get("code") == HTTPStatus.GONE:
+            raise ForgottenError(kind.plural)
         if event["type"] == "ERROR":
             raise RuntimeError(f"{kind.plural}: {item.get('message')}")
         if event["type"] != "BOOKMARK":
