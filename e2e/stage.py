@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from string import Template
@@ -49,6 +50,12 @@ class Stage:
         self.open_store()
         values = {"model": self.bucket.uri(model), "replicas": str(replicas), "allowed": allowed}
         self.kubectl.apply(manifest("base", **values))
+
+    def change(self, thing: str, **spec: Any) -> None:
+        """Merge fields into an object's spec, as an editor of one or a GitOps commit would."""
+        self.kubectl.run(
+            "patch", thing, "--type=merge", "--patch", json.dumps({"spec": spec}, default=str)
+        )
 
     def client(self) -> Client:
         """Return a client outside the cluster, by a port of the node."""

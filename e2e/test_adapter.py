@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -41,14 +40,12 @@ def test_a_new_version_takes_over_under_load_without_an_error(stage: Stage) -> N
         _wait_for(load, lambda answer: pirate(answer.text) == "pirate-v2")
         stage.kubectl.run("wait", "lora/pirate", _loaded(stage, "pirate-v2"), "--timeout=60s")
         # What was asked before this moment may still be answered by the old version.
-        moved_at = time.monotonic()
-        wait_until(lambda: len(_asked_after(load, moved_at)) > 20, "more answers", seconds=60)
+        later = load.next_answers(20)
 
     assert load.failed == others.failed == []
     versions = {pirate(answer.text) for answer in load.answers}
     assert versions == {"pirate-v1", "pirate-v2"}
-    later = {pirate(answer.text) for answer in _asked_after(load, moved_at)}
-    assert later == {"pirate-v2"}
+    assert {pirate(answer.text) for answer in later} == {"pirate-v2"}
     assert {pirate(answer.text) for answer in others.answers} == {""}
     assert pirate(long.finished()) == "pirate-v1"
     assert stage.starts() == before
@@ -65,21 +62,16 @@ def test_one_that_is_deleted_under_load_ends_in_answers_that_say_so(stage: Stage
         stage.kubectl.run("delete", "lora", "pirate", "--timeout=30s")
         _wait_for(load, lambda answer: answer.status == HTTPStatus.NOT_FOUND)
         # What was asked before this moment may still be answered by the adapter.
-        gone_at = time.monotonic()
-        wait_until(lambda: len(_asked_after(load, gone_at)) > 20, "more answers", seconds=60)
+        later = load.next_answers(20)
 
     assert others.failed == []
     assert {answer.status for answer in load.answers} == {HTTPStatus.OK, HTTPStatus.NOT_FOUND}
     # Never the base model under the adapter's name.
     assert {pirate(answer.text) for answer in load.answers if answer.is_ok} == {"pirate-v1"}
-    assert {answer.status for answer in _asked_after(load, gone_at)} == {HTTPStatus.NOT_FOUND}
+    assert {answer.status for answer in later} == {HTTPStatus.NOT_FOUND}
     assert pirate(long.finished()) == "pirate-v1"
     assert client.models() == {"base"}
     assert stage.starts() == before
-
-
-def _asked_after(load: Load, moment: float) -> list[Answer]:
-    return [answer for answer in load.answers if answer.asked_at > moment]
 
 
 class _LongStream(threading.Thread):

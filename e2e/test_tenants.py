@@ -7,7 +7,8 @@ from http import HTTPStatus
 from e2e.cluster.processes import wait_until
 from e2e.cluster.tools import Kubectl
 from e2e.conftest import MakeNamespace
-from e2e.stage import Stage, condition, edited, manifest
+from e2e.stage import Stage, condition
+from e2e.tenants import add_tenants, apply_adapter, consent
 from e2e.voices import sounds_like
 
 
@@ -15,15 +16,14 @@ def test_a_tenants_adapter_is_served_once_the_tenant_consents(
     stage: Stage, make_namespace: MakeNamespace
 ) -> None:
     client = stage.serve(allowed="All")
-    tenant = _tenant(stage, make_namespace)
-    name = f"{tenant.namespace}/shout"
+    (tenant,) = add_tenants(stage, make_namespace, "tenant")
 
-    _apply_adapter(stage, tenant)
+    name = apply_adapter(stage, tenant, "shout")
     _wait_for(tenant, "SecretNotFound")
     assert client.ask(name).status == HTTPStatus.NOT_FOUND
 
     # Nothing but this Role is asked of a tenant, and it opens one Secret.
-    tenant.apply(manifest("consent", operator=stage.release.namespace))
+    consent(stage, tenant)
     tenant.run("wait", "lora/shout", "--for=condition=Ready", "--timeout=90s")
     assert sounds_like("shout", client.ask(name).text)
     # Its short name belongs to the service's own namespace.
@@ -43,31 +43,17 @@ def test_a_service_that_admits_nobody_from_elsewhere_says_so(
     stage: Stage, make_namespace: MakeNamespace
 ) -> None:
     client = stage.serve(allowed="Same")
-    tenant = _tenant(stage, make_namespace)
-    tenant.apply(manifest("consent", operator=stage.release.namespace))
+    (tenant,) = add_tenants(stage, make_namespace, "tenant")
+    consent(stage, tenant)
 
-    _apply_adapter(stage, tenant)
+    name = apply_adapter(stage, tenant, "shout")
     _wait_for(tenant, "RefNotPermitted")
     before = stage.starts()
     stage.apply(allowed="All")
 
     tenant.run("wait", "lora/shout", "--for=condition=Ready", "--timeout=60s")
-    assert sounds_like("shout", client.ask(f"{tenant.namespace}/shout").text)
+    assert sounds_like("shout", client.ask(name).text)
     assert stage.starts() == before
-
-
-def _tenant(stage: Stage, make_namespace: MakeNamespace) -> Kubectl:
-    """Make a tenant's namespace, name it in the release, and put the tenant's Secret there."""
-    tenant = stage.kubectl.within(make_namespace("tenant"))
-    stage.release.upgrade("--set", f"tenantNamespaces={{{tenant.namespace}}}")
-    stage.open_store(tenant)
-    return tenant
-
-
-def _apply_adapter(stage: Stage, tenant: Kubectl) -> None:
-    service = {"name": "base", "namespace": stage.kubectl.namespace}
-    published = stage.bucket.publish("shout", "shout", "--namespace", tenant.namespace)
-    tenant.apply(edited(published, spec={"inferenceServiceRef": service}))
 
 
 def _wait_for(tenant: Kubectl, reason: str) -> None:

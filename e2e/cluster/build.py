@@ -43,7 +43,7 @@ def build(lab: Lab, modules: Sequence[GoModule]) -> None:
     _require_tools()
     began = time.monotonic()
     print(
-        f"building {len(modules)} of the cluster's parts from source, once (about 15 minutes on two"
+        f"building {len(modules)} of the cluster's parts from source, once (about 20 minutes on two"
         f" cores for all of them), into {lab.cache}",
         flush=True,
     )

@@ -118,7 +118,7 @@ MODULES = (
         packages=("cmd/buildkitd", "cmd/buildctl"),
         cgo=True,
     ),
-    # These two run in images with nothing else in them, so they must not need a C library.
+    # All from here on run in images with nothing else in them, so they must not need a C library.
     GoModule(
         name="coredns",
         module="github.com/coredns/coredns",
@@ -130,5 +130,20 @@ MODULES = (
         module="github.com/minio/minio",
         version="0.0.0-20260212201848-7aac2a2c5b7c",
         packages=(".",),
+    ),
+    # From a pod's metrics to an autoscaler's: only the story about load runs these two.
+    GoModule(
+        name="prometheus",
+        module="github.com/prometheus/prometheus",
+        version="0.316.0",
+        packages=("cmd/prometheus",),
+        # Finds its targets in Kubernetes alone; the clouds' clients are most of its code.
+        tags="remove_all_sd,enable_kubernetes_sd",
+    ),
+    GoModule(
+        name="prometheus-adapter",
+        module="sigs.k8s.io/prometheus-adapter",
+        version="0.12.0",
+        packages=("cmd/adapter",),
     ),
 )
