@@ -101,18 +101,21 @@ def accept_adapters(
     taken = {service.served_name: f"the base model of {service.metadata.name}"}
     taken |= dict.fromkeys(RESERVED_NAMES, "clients as a word for the base model")
     quota = QuotaBook(service)
+    accepted: list[LoraAdapter] = []
     for adapter in sorted(adapters, key=lambda item: _precedence(item, context)):
         verdict = _refused(service, adapter, context) or _named(service, adapter, taken)
         no_room = quota.refusal(adapter) if verdict.names is not None else None
-        if no_room is not None and quota.is_about_the_update_alone(adapter):
-            verdict = replace(verdict, held_back=no_room)
-        elif no_room is not None:
+        if no_room is not None:
             verdict = Verdict(*no_room)
         verdicts[adapter.key] = verdict
         if verdict.names is not None:
-            quota.count_in(adapter, without_update=verdict.held_back is not None)
+            quota.count_in(adapter)
             owner = f"LoraAdapter {adapter.qualified_name}"
             taken |= dict.fromkeys(verdict.names.every, owner)
+            accepted.append(adapter)
+    for adapter in accepted:
+        verdict, reason = verdicts[adapter.key], quota.holding_back(adapter)
+        verdicts[adapter.key] = replace(verdict, held_back=reason)
     return verdicts
 
 

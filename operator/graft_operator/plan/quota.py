@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from graft_operator.plan.rollout import wanted_revision
-from graft_operator.resources.meta import condition_of
-from graft_operator.resources.status import RevisionStatus
 from graft_operator.resources.tenancy import TenantSpec
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.desired import TenantLimits
@@ -32,6 +31,13 @@ def tenant_limits(service: InferenceService, namespace: str) -> TenantLimits | N
     )
 
 
+class Facts(NamedTuple):
+    """What is known of a version; None where nothing is."""
+
+    bytes: int | None = None
+    rank: int | None = None
+
+
 @dataclass
 class QuotaBook:
     """Counts accepted adapters in, in order of precedence."""
@@ -41,67 +47,73 @@ class QuotaBook:
     _bytes: Counter[str] = field(default_factory=Counter)
 
     def refusal(self, adapter: LoraAdapter) -> tuple[Reason, str] | None:
-        """Return why there is no room for an adapter, if there is none."""
-        return self._refusal(adapter.metadata.namespace, _rank(adapter), num_bytes(adapter))
+        """Return why there is no room for an adapter, if there is none.
 
-    def is_about_the_update_alone(self, adapter: LoraAdapter) -> bool:
-        """Whether there is room for the version that serves, had its successor not come."""
-        current = adapter.status.current_revision
-        if current is None or current.digest is None or current.id == wanted_revision(adapter).id:
-            return False
-        namespace = adapter.metadata.namespace
-        return self._refusal(namespace, current.rank, current.bytes or 0) is None
-
-    def _refusal(
-        self, namespace: str, rank: int | None, num_bytes: int
-    ) -> tuple[Reason, str] | None:
+        One that serves is measured by the version that does: what its spec asks for meanwhile is an
+        update, and comes after everybody else (`holding_back`).
+        """
+        namespace, facts = adapter.metadata.namespace, _served(adapter) or _wanted(adapter)
+        too_large = self._rank_refusal(namespace, facts)
         tenant = tenant_spec(self.service, namespace)
-        ranks = [self.service.spec.adapters.max_rank, tenant.max_rank if tenant else None]
-        bound = min((r for r in ranks if r is not None), default=None)
-        if rank is not None and bound is not None and rank > bound:
-            return Reason.RANK_TOO_LARGE, f"rank {rank} is above the {bound} that is allowed"
-        if tenant is None:
-            return None
+        if too_large is not None or tenant is None:
+            return too_large
         if tenant.max_adapters is not None and self._adapters[namespace] >= tenant.max_adapters:
             return (
                 Reason.QUOTA_EXCEEDED,
                 f"namespace {namespace} has its {tenant.max_adapters} adapters already",
             )
-        size = self._bytes[namespace] + num_bytes
-        if tenant.max_bytes is not None and size > tenant.max_bytes:
-            message = f"namespace {namespace} would have {size} of {tenant.max_bytes} bytes"
-            return Reason.QUOTA_EXCEEDED, message
-        return None
+        return self._bytes_refusal(namespace, facts.bytes or 0)
 
-    def count_in(self, adapter: LoraAdapter, *, without_update: bool = False) -> None:
-        """Note that an adapter was accepted, or the version alone that serves."""
-        current = adapter.status.current_revision
-        size = current.bytes or 0 if without_update and current else num_bytes(adapter)
+    def count_in(self, adapter: LoraAdapter) -> None:
+        """Note that an adapter was accepted."""
+        facts = _served(adapter) or _wanted(adapter)
         self._adapters[adapter.metadata.namespace] += 1
-        self._bytes[adapter.metadata.namespace] += size
+        self._bytes[adapter.metadata.namespace] += facts.bytes or 0
+
+    def holding_back(self, adapter: LoraAdapter) -> tuple[Reason, str] | None:
+        """Return why an accepted adapter's update has to wait; count it in if it has not."""
+        served, wanted = _served(adapter), _wanted(adapter)
+        if served is None:
+            return None
+        namespace = adapter.metadata.namespace
+        growth = max(0, (wanted.bytes or 0) - (served.bytes or 0))
+        refusal = self._rank_refusal(namespace, wanted) or self._bytes_refusal(namespace, growth)
+        if refusal is None:
+            self._bytes[namespace] += growth
+        return refusal
+
+    def _rank_refusal(self, namespace: str, facts: Facts) -> tuple[Reason, str] | None:
+        tenant = tenant_spec(self.service, namespace)
+        ranks = [self.service.spec.adapters.max_rank, tenant.max_rank if tenant else None]
+        bound = min((r for r in ranks if r is not None), default=None)
+        if facts.rank is None or bound is None or facts.rank <= bound:
+            return None
+        return Reason.RANK_TOO_LARGE, f"rank {facts.rank} is above the {bound} that is allowed"
+
+    def _bytes_refusal(self, namespace: str, more: int) -> tuple[Reason, str] | None:
+        tenant, size = tenant_spec(self.service, namespace), self._bytes[namespace] + more
+        if tenant is None or tenant.max_bytes is None or not more or size <= tenant.max_bytes:
+            return None
+        message = f"namespace {namespace} would have {size} of {tenant.max_bytes} bytes"
+        return Reason.QUOTA_EXCEEDED, message
 
 
-def num_bytes(adapter: LoraAdapter) -> int:
-    """Return the size of an adapter's larger version as far as it is known."""
-    return max((revision.bytes or 0 for revision in _versions(adapter)), default=0)
+def _served(adapter: LoraAdapter) -> Facts | None:
+    """Return what is known of the version that serves, if the spec asks for another one."""
+    current = adapter.status.current_revision
+    if current is None or current.digest is None or current.id == wanted_revision(adapter).id:
+        return None
+    return Facts(current.bytes, current.rank)
 
 
-def _rank(adapter: LoraAdapter) -> int | None:
-    declared = adapter.spec.declared.rank if adapter.spec.declared else None
-    found = [revision.rank for revision in _versions(adapter)]
-    return declared if declared is not None else next(iter(found), None)
+def _wanted(adapter: LoraAdapter) -> Facts:
+    """Return what is known of the version that the spec asks for.
 
-
-def _versions(adapter: LoraAdapter) -> list[RevisionStatus]:
-    """Return the known versions that take room, the newest first.
-
-    Of an adapter that was refused that is the one its spec asks for now, and no other: a smaller
-    source has to help, and the larger one that was tried before it takes no room any more.
+    What it asked for before does not count: a smaller source has to help one that was refused.
     """
-    status = adapter.status
+    status, wanted = adapter.status, wanted_revision(adapter)
     known = [one for one in (status.candidate_revision, status.current_revision) if one is not None]
-    accepted = condition_of(status.conditions, "Accepted")
-    if accepted is None or accepted.status != "False":
-        return known
-    wanted = wanted_revision(adapter).source_hash
-    return [revision for revision in known if revision.source_hash == wanted]
+    found = [one for one in known if one.id == wanted.id or one.source_hash == wanted.source_hash]
+    declared = adapter.spec.declared.rank if adapter.spec.declared else None
+    size, rank = (found[0].bytes, found[0].rank) if found else (None, None)
+    return Facts(size, rank if declared is None else declared)

@@ -144,10 +144,10 @@ def test_a_version_that_serves_takes_room_until_its_successor_does() -> None:
     assert reasons([{"maxBytes": 100}], other) == {"a": "QuotaExceeded"}
 
 
-def updated(old: int, new: int, **spec: Any) -> LoraAdapter:
+def updated(old: int, new: int, name: str = "a") -> LoraAdapter:
     """Return an adapter of which one version serves and another one has been looked at."""
-    before = served(make_adapter("a", "team-a"), bytes=old).status
-    now = make_adapter("a", "team-a", uri="s3://adapters/next", digest=DIGEST_2, **spec)
+    before = served(make_adapter(name, "team-a"), bytes=old).status
+    now = make_adapter(name, "team-a", uri="s3://adapters/next", digest=DIGEST_2)
     candidate = wanted_revision(now).model_copy(update={"bytes": new})
     status = before.model_copy(update={"candidate_revision": candidate})
     return now.model_copy(update={"status": status})
@@ -178,10 +178,16 @@ def test_a_new_version_without_room_leaves_the_old_one_serving_until_there_is_so
     assert {entry.revision for entry in entries} == {current.id, candidate.id}
 
 
-def test_an_update_that_has_no_room_takes_none() -> None:
-    found = verdicts([{"maxBytes": 100}], updated(60, 200), adapter("b", 1, size=40))
-    assert found["a"].held_back is not None
-    assert found["b"].is_accepted
+def test_an_update_that_has_no_room_takes_none_from_anybody() -> None:
+    for size, held in ((40, True), (0, False)):
+        found = verdicts([{"maxBytes": 100}], updated(60, 100), adapter("b", 1, size=size))
+        assert (found["a"].held_back is not None) == held
+        assert found["a"].is_accepted
+        # Also who comes after it keeps what is served.
+        assert found["b"].is_accepted
+    two = (updated(30, 60, name="a"), updated(30, 60, name="b"))
+    found = verdicts([{"maxBytes": 100}], *two)
+    assert [found[name].held_back is None for name in ("a", "b")] == [True, False]
 
 
 def test_a_serving_version_above_a_lowered_quota_makes_room_for_a_smaller_one_at_once() -> None:
