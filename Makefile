@@ -70,7 +70,8 @@ test-stores: setup  ## the sources against real servers, fetched with go and npm
 	@mkdir -p $(STORES)
 	@test -x $(STORES)/fake-gcs-server || GOBIN=$(STORES) go install github.com/fsouza/fake-gcs-server@v1.54.0 || echo "test-stores: go could not make the server of Google's interface"
 	@test -d $(STORES)/node_modules/azurite || npm install --prefix $(STORES) --no-audit --no-fund --ignore-scripts azurite@3.37.0 || echo "test-stores: npm could not fetch the server of Azure's interface"
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) tests/runtime/sources/test_real_stores.py
+	@program=$$($(CLUSTER) program minio) && ln -sf "$$program" $(STORES)/minio || echo "test-stores: go could not make the server of Amazon's interface"
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) tests/runtime/sources/test_real_stores.py tests/operator/cli/test_publish_stores.py
 
 HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 

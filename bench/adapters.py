@@ -1,7 +1,7 @@
 """Time what adapters cost: while they load, while many serve, from apply to token, and over time.
 
     python -m bench.adapters stall [--pairs 5] [--loads 50]
-    python -m bench.adapters zipf [--adapters 0 1 8 64 1000] [--slots 8 16 64]
+    python -m bench.adapters zipf [--adapters 0 1 8 64 1000] [--slots 8 16 64] [--repeats 2]
     python -m bench.adapters apply [--count 30]
     python -m bench.adapters memory [--cycles 5000]
 
@@ -54,11 +54,12 @@ from graft_runtime.layers.lora.layout import all_groups
 from graft_runtime.models.arch import load_arch
 
 RANK = 16
-PROMPT, NEW = 128, 128
+PROMPT = 128
 NUM_STREAMS = 8
 STALL_TOKENS, SETTLED_TOKENS = 2500, 8
 """How long the streams could be, and how many tokens each has before anything is measured."""
-ZIPF_REQUESTS, ZIPF_RUNNING, ZIPF_EXPONENT = 96, 32, 1.0
+ZIPF_REQUESTS, ZIPF_RUNNING, ZIPF_EXPONENT = 64, 32, 1.0
+ZIPF_PROMPT, ZIPF_NEW = 32, 64
 BATCH = 50
 """Adapters that are loaded and unloaded together in a cycle of `memory`."""
 BIN = Path(sys.executable).parent
@@ -131,9 +132,9 @@ async def stream(server: Server, body: dict[str, Any], gaps: list[float]) -> int
     return count
 
 
-def prompt(chance: random.Random) -> list[int]:
+def prompt(chance: random.Random, length: int = PROMPT) -> list[int]:
     """Return a prompt of random tokens."""
-    return [chance.randrange(1, VOCAB) for _ in range(PROMPT)]
+    return [chance.randrange(1, VOCAB) for _ in range(length)]
 
 
 async def stall(arguments: argparse.Namespace, folder: Path) -> None:
@@ -213,12 +214,14 @@ async def zipf(arguments: argparse.Namespace, folder: Path) -> None:
     adapters = make_adapters(folder / "a", folder / "model", max(arguments.adapters))
     engine = {"maxRunning": ZIPF_RUNNING, "maxBatchTokens": 512, "blockSize": 32}
     engine |= {"kvBytes": 2**29, "threads": arguments.threads, "maxWaiting": ZIPF_REQUESTS}
+    (folder / "cache").mkdir()
     for slots in arguments.slots:
-        async with serve(model, engine, pages=slots) as server:
+        async with serve(model, engine, pages=slots, cache=folder / "cache") as server:
             for count in arguments.adapters:
                 some = dict(list(adapters.items())[:count])
                 await server.load_adapters(some)
-                rates = [await _zipf_rate(server, list(some), seed) for seed in range(3)]
+                seeds = range(arguments.repeats)
+                rates = [await _zipf_rate(server, list(some), seed) for seed in seeds]
                 print(
                     f"{slots:3} places, {count:5} adapters: {statistics.median(rates):7.1f} tok/s"
                     f" ({min(rates):.1f} to {max(rates):.1f})",
@@ -235,7 +238,8 @@ async def _zipf_rate(server: Server, names: Sequence[str], seed: int) -> float:
     async def one(name: str) -> None:
         nonlocal tokens
         async with room:
-            body = {"model": name, "prompt": prompt(chance), "max_tokens": NEW}
+            asked = prompt(chance, ZIPF_PROMPT)
+            body = {"model": name, "prompt": asked, "max_tokens": ZIPF_NEW}
             tokens += await stream(server, body, [])
 
     began = time.perf_counter()
@@ -364,6 +368,7 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=50)
     parser.add_argument("--adapters", type=int, nargs="+", default=[0, 1, 8, 64, 1000])
     parser.add_argument("--slots", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--cycles", type=int, default=5000)
     arguments = parser.parse_args()

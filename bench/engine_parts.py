@@ -162,8 +162,13 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(model_uri: str, engine: dict[str, Any], pages: int = 1) -> AsyncIterator[Server]:
-    """Start `graft-runtime serve` and wait until it is ready; end it whatever happens."""
+async def serve(
+    model_uri: str, engine: dict[str, Any], pages: int = 1, cache: Path | None = None
+) -> AsyncIterator[Server]:
+    """Start `graft-runtime serve` and wait until it is ready; end it whatever happens.
+
+    A cache that is given outlives the server: the next one finds adapters there.
+    """
     root = Path(tempfile.mkdtemp(prefix="graft-"))
     ports = _free_ports(3)
     config = RuntimeConfig.model_validate(
@@ -181,6 +186,9 @@ async def serve(model_uri: str, engine: dict[str, Any], pages: int = 1) -> Async
     paths = PodPaths(root)
     for folder in (paths.config_file.parent, paths.adapters_dir, paths.token_file.parent):
         folder.mkdir(parents=True)
+    if cache is not None:
+        paths.cache_dir.parent.mkdir(parents=True)
+        paths.cache_dir.symlink_to(cache)
     paths.config_file.write_text(config.to_json())
     paths.token_file.write_text("bench")
     environment = os.environ | {ENV_POD_ROOT: str(root), ENV_POD_NAME: "bench-0"}

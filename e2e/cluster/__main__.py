@@ -6,11 +6,14 @@ import argparse
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 
 from e2e.cluster import clusters
+from e2e.cluster.build import build, missing
 from e2e.cluster.errors import LabError
 from e2e.cluster.image_tools import build_images
 from e2e.cluster.paths import Lab
+from e2e.cluster.programs import MODULES
 
 
 def main() -> None:
@@ -22,6 +25,8 @@ def main() -> None:
     down = commands.add_parser("down", help="take it down and leave nothing behind")
     down.add_argument("--purge", action="store_true", help="forget the images, too")
     commands.add_parser("env", help="print what a shell needs to use it")
+    program = commands.add_parser("program", help="build one of its programs, and print its path")
+    program.add_argument("name", choices=[module.name for module in MODULES])
     images = commands.add_parser("images", help="build Graft's images for it")
     images.add_argument("name", nargs="*", help="only these")
     try:
@@ -41,8 +46,18 @@ def _run(options: argparse.Namespace) -> None:
             clusters.down(purge=options.purge)
         case "env":
             _print_exports()
+        case "program":
+            _print_program(options.name)
         case "images":
             build_images(tuple(options.name))
+
+
+def _print_program(name: str) -> None:
+    """Build a program unless it is there. What the build says goes to stderr."""
+    lab = Lab()
+    with redirect_stdout(sys.stderr):
+        build(lab, [module for module in missing(lab, node=True) if module.name == name])
+    print(lab.program(name))
 
 
 def _print_exports() -> None:

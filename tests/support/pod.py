@@ -118,8 +118,8 @@ class RunningPod:
         status = await self.status()
         page = (await self.client.get(f"{self.url}/metrics")).text
         lines = [line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#")]
-        names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage")
-        gauges = {name: float(value) for name, value in lines if name.startswith(names)}
+        names = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"
+        gauges = {name: float(value) for name, value in lines if name.split("{")[0] in names}
         assert len(gauges) == len(names), page
         active = sum(one.active_requests for one in status.revisions)
         return gauges | {

@@ -1,4 +1,4 @@
-"""Real servers of Google's and Azure's interfaces, where `make test-stores` put them."""
+"""Real servers of Amazon's, Google's and Azure's interfaces, where `make test-stores` put them."""
 
 import base64
 import hashlib
@@ -16,15 +16,40 @@ from email.utils import formatdate
 from pathlib import Path
 
 import obstore
-from obstore.store import AzureStore
+from obstore.store import AzureStore, S3Store
 
 FOLDER = Path(__file__).parents[2] / "build/stores"
+AMAZON = FOLDER / "minio"
 GOOGLE = FOLDER / "fake-gcs-server"
 AZURE = FOLDER / "node_modules/azurite/dist/src/blob/main.js"
 ACCOUNT = "account"
 ACCOUNT_KEY = base64.b64encode(b"k" * 32).decode()
+ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 _PATIENCE_SECONDS = 60
 _VERSION = "2021-12-02"
+
+
+@contextmanager
+def serve_amazon(folder: Path, bucket: str, objects: Mapping[str, bytes]) -> Iterator[str]:
+    """Run a server that holds objects in one bucket, by key; yield its endpoint."""
+    (folder / "data" / bucket).mkdir(parents=True)
+    port = _free_port()
+    command = [str(AMAZON), "server", str(folder / "data"), "--address", f"127.0.0.1:{port}"]
+    keys = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
+    quiet = {"MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
+    with _running(command, keys | quiet, folder / "amazon.log"):
+        _wait_for(port)
+        store = S3Store(
+            bucket,
+            endpoint=f"http://127.0.0.1:{port}",
+            region="us-east-1",
+            access_key_id=ACCESS_KEY,
+            secret_access_key=SECRET_KEY,
+            client_options={"allow_http": True},
+        )
+        for key, body in objects.items():
+            obstore.put(store, key, body)
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager

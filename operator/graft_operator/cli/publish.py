@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
@@ -18,6 +18,9 @@ from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 from graft_operator.constants import API_VERSION, KIND_ADAPTER
 from graft_operator.errors import PublishError
 from graft_protocol.digest import TEMPLATE_FILE, FileRecord, is_adapter_file, manifest_digest
+
+if TYPE_CHECKING:
+    from obstore.store import GCSCredential
 
 CONFIG = "adapter_config.json"
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -129,10 +132,14 @@ def _s3(bucket: str, prefix: str, endpoint: str | None) -> tuple[Store, str]:
 def _gcs(bucket: str, prefix: str, endpoint: str | None) -> tuple[Store, str]:
     options: dict[str, Any] = {}
     if endpoint is not None:
-        # No identity of Google's goes to somebody else's server.
-        options = {"client_options": {"allow_http": True}, "skip_signature": True}
-        options["base_url"] = endpoint
+        options = {"base_url": endpoint, "client_options": {"allow_http": True}}
+        options["credential_provider"] = _nobody
     return GCSStore(bucket, **options), prefix
+
+
+def _nobody() -> GCSCredential:
+    """Identify as nobody: no identity of Google's goes to somebody else's server."""
+    return {"token": "nobody", "expires_at": None}
 
 
 def _azure(account: str, path: str, endpoint: str | None) -> tuple[Store, str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -24,6 +25,7 @@ from hypothesis.stateful import (
 )
 from tokenizers import Tokenizer
 
+from graft_protocol.desired import Tier
 from tests.support.crowd import Crowd, LoopThread, Version
 from tests.support.golden_adapters import GoldenAdapter, make_golden_adapters
 from tests.support.pod import run_pod
@@ -34,6 +36,7 @@ TINY = Path(__file__).parents[3] / "examples/models/tiny"
 PROMPT = "Once upon a time"
 NUM_NAMES = 1000
 NUM_TOGETHER = 64
+NUM_PAGES = 16
 LENGTH = 12
 """Tokens of an answer while the set changes."""
 LONG_LENGTH = 120
@@ -85,6 +88,21 @@ def crowded_pod(
         loop.close()
 
 
+async def ask_all_at_once(crowd: Crowd, names: Sequence[str]) -> None:
+    """Let requests gather in front of the engine, so that all are active together."""
+    engine, _ = crowd.pod.children()["engine"]
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        await crowd.ask(names)
+        await crowd.pod.until(
+            crowd.pod.status,
+            lambda status: sum(one.active_requests > 0 for one in status.revisions) == len(names),
+            poll_seconds=0.1,
+        )
+    finally:
+        os.kill(engine, signal.SIGCONT)
+
+
 def test_sixty_four_adapters_of_a_thousand_speak_in_one_batch(library: Library) -> None:
     names = [f"together-{index}" for index in range(NUM_TOGETHER)]
     sections = {"adapters": {"devicePages": 128}, "engine": {"maxRunning": NUM_TOGETHER}}
@@ -95,26 +113,12 @@ def test_sixty_four_adapters_of_a_thousand_speak_in_one_batch(library: Library) 
         crowd.write()
         loop.run(crowd.until_settled())
 
-        async def ask_while_the_engine_stands_still() -> None:
-            engine, _ = crowd.pod.children()["engine"]
-            os.kill(engine, signal.SIGSTOP)
-            try:
-                await crowd.ask(names)
-                await crowd.pod.until(
-                    crowd.pod.status,
-                    lambda status: (
-                        sum(one.active_requests for one in status.revisions) == NUM_TOGETHER
-                    ),
-                    poll_seconds=0.1,
-                )
-            finally:
-                os.kill(engine, signal.SIGCONT)
-            await crowd.pod.until(
-                crowd.pod.status, lambda status: status.load.running >= NUM_TOGETHER
-            )
-            await crowd.all_answered()
-
-        loop.run(ask_while_the_engine_stands_still())
+        loop.run(ask_all_at_once(crowd, names))
+        running = crowd.pod.until(
+            crowd.pod.status, lambda status: status.load.running >= NUM_TOGETHER
+        )
+        loop.run(running)
+        loop.run(crowd.all_answered())
         assert crowd.num_answers == NUM_TOGETHER
         assert len(crowd.versions) > NUM_NAMES
 
@@ -125,6 +129,7 @@ class Changes(RuleBasedStateMachine):
     loop: LoopThread
     crowd: Crowd
     library: list[GoldenAdapter]
+    happened: ClassVar[Counter[str]] = Counter()
 
     @rule(first=st.integers(0, NUM_NAMES - 1), count=st.integers(1, 64), stride=st.integers(1, 40))
     def ask_standing_ones(self, first: int, count: int, stride: int) -> None:
@@ -143,6 +148,7 @@ class Changes(RuleBasedStateMachine):
     def leave_early(self, number: int, moving: str, num_events: int) -> None:
         names = [f"standing-{number}", moving] * 3
         self.loop.run(self.crowd.ask_and_leave(names, num_events))
+        self.happened["left"] += 1
 
     @rule(name=st.sampled_from(MOVING), version=st.integers(0, 23))
     def change_version(self, name: str, version: int) -> None:
@@ -152,6 +158,8 @@ class Changes(RuleBasedStateMachine):
         standby = [Version(one.adapter, 0) for one in before[:1] if one.adapter != new.adapter]
         self.crowd.put(name, new, *standby)
         self.crowd.write()
+        if standby:
+            self.happened["replaced"] += 1
 
     @rule(name=st.sampled_from(MOVING), weights=st.sampled_from([(50, 50), (90, 10), (0, 100)]))
     def share(self, name: str, weights: tuple[int, int]) -> None:
@@ -161,12 +169,14 @@ class Changes(RuleBasedStateMachine):
             pairs = zip(versions, weights, strict=True)
             self.crowd.put(name, *(Version(one.adapter, weight) for one, weight in pairs))
             self.crowd.write()
+            self.happened["shifted"] += 1
 
     @rule(name=st.sampled_from(MOVING))
     def remove(self, name: str) -> None:
         if name in self.crowd.versions:
             self.crowd.put(name)
             self.crowd.write()
+            self.happened["removed"] += 1
 
     @rule()
     def settle(self) -> None:
@@ -194,14 +204,17 @@ class Changes(RuleBasedStateMachine):
 def test_a_thousand_adapters_on_room_for_sixteen_never_mix_whatever_changes(
     library: Library,
 ) -> None:
-    sections = {"adapters": {"devicePages": 16, "maxRank": 64}, "engine": {"maxRunning": 64}}
+    sections = {"adapters": {"devicePages": NUM_PAGES, "maxRank": 64}, "engine": {"maxRunning": 64}}
     with crowded_pod(library, LENGTH, **sections) as (loop, crowd):
         crowd.write()
         loop.run(crowd.until_settled())
         names = [f"standing-{index * 15}" for index in range(NUM_TOGETHER)]
-        loop.run(crowd.ask(names))
+        loop.run(ask_all_at_once(crowd, names))
         loop.run(crowd.all_answered())
         assert crowd.num_answers == NUM_TOGETHER
+        # Each took a page or two; where there is room for sixteen, the others have been evicted.
+        tiers = [one.tier for one in loop.run(crowd.pod.status()).revisions]
+        assert 0 < tiers.count(Tier.DEVICE) <= NUM_PAGES
 
         Changes.loop, Changes.crowd, Changes.library = loop, crowd, library.moving
         run_state_machine_as_test(
@@ -217,3 +230,4 @@ def test_a_thousand_adapters_on_room_for_sixteen_never_mix_whatever_changes(
             ),
         )
         assert crowd.num_answers > 2 * NUM_TOGETHER
+        assert Changes.happened.keys() == {"left", "replaced", "shifted", "removed"}

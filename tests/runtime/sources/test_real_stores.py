@@ -1,4 +1,7 @@
-"""Google's and Azure's interfaces as other people's servers speak them (`make test-stores`)."""
+"""Amazon's, Google's and Azure's interfaces as other people's servers speak them.
+
+`make test-stores` fetches or makes the servers.
+"""
 
 import base64
 from collections.abc import Iterator
@@ -11,7 +14,17 @@ from graft_runtime.errors import ReasonedError
 from graft_runtime.sources.base import Source, SourceFile
 from graft_runtime.sources.endpoints import SourcePolicy
 from graft_runtime.sources.factory import open_source
-from tests.support.real_stores import ACCOUNT_KEY, AZURE, GOOGLE, serve_azure, serve_google
+from tests.support.real_stores import (
+    ACCESS_KEY,
+    ACCOUNT_KEY,
+    AMAZON,
+    AZURE,
+    GOOGLE,
+    SECRET_KEY,
+    serve_amazon,
+    serve_azure,
+    serve_google,
+)
 
 WEIGHTS = bytes(range(256)) * 12_000
 OBJECTS = {
@@ -22,6 +35,14 @@ OBJECTS = {
 }
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def amazon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Credential]:
+    if not AMAZON.exists():
+        pytest.skip("no server of Amazon's interface: make test-stores makes one")
+    with serve_amazon(tmp_path_factory.mktemp("amazon"), "bucket", OBJECTS) as endpoint:
+        yield Credential(endpoint=endpoint, access_key_id=ACCESS_KEY, secret_access_key=SECRET_KEY)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +62,12 @@ def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Credential]:
         yield Credential(endpoint=endpoint, account_key=ACCOUNT_KEY)
 
 
-@pytest.fixture(params=["gs://bucket", "az://account/container"])
+NAMES = {"s3": "amazon", "gs": "google", "az": "azure"}
+
+
+@pytest.fixture(params=["s3://bucket", "gs://bucket", "az://account/container"])
 def place(request: pytest.FixtureRequest) -> tuple[str, Credential]:
-    name = "google" if request.param.startswith("gs") else "azure"
-    return request.param, request.getfixturevalue(name)
+    return request.param, request.getfixturevalue(NAMES[request.param[:2]])
 
 
 def source_at(place: tuple[str, Credential], path: str) -> Source:
@@ -85,6 +108,13 @@ async def test_what_is_not_there_is_not_found(place: tuple[str, Credential]) -> 
     with pytest.raises(ReasonedError) as caught:
         await read(source_at(place, "t/a1"), SourceFile("absent", 1, None))
     assert caught.value.reason is Reason.SOURCE_NOT_FOUND
+
+
+async def test_a_wrong_secret_is_forbidden(amazon: Credential) -> None:
+    wrong = amazon.model_copy(update={"secret_access_key": "another"})
+    with pytest.raises(ReasonedError) as caught:
+        await source_at(("s3://bucket", wrong), "t/a1").list_files()
+    assert caught.value.reason is Reason.SOURCE_FORBIDDEN
 
 
 async def test_a_wrong_key_is_forbidden(azure: Credential) -> None:
