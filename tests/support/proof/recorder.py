@@ -27,6 +27,7 @@ from tests.support.proof.history import History, Json, Seen, Served, Shelf, Writ
 
 KINDS = (*WATCHED, Kind("ReplicaSet", "apps", "v1", "replicasets"), EVENT)
 WATCH_SECONDS = 3600
+PAUSE_SECONDS = 0.05
 START_SECONDS = 60.0
 
 
@@ -93,18 +94,19 @@ class Recorder:
                 # A changed CRD ends its kind's watches, and the server begins its history anew.
                 if any(one.key.kind == kind.name for one in self.seen):
                     raise
+                await asyncio.sleep(PAUSE_SECONDS)
 
     async def _watch_on(self, api: RealApi, kind: Kind) -> None:
         async with api.session.get(kind.path(None), params={"limit": "1"}) as answer:
-            answer.raise_for_status()
+            if not answer.ok:
+                raise ForgottenError(f"{kind.plural}: {answer.status}")
             version = str((await answer.json())["metadata"]["resourceVersion"])
         while True:
             query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true"}
             query["timeoutSeconds"] = str(WATCH_SECONDS)
             async with api.session.get(kind.path(None), params=query) as answer:
-                if answer.status == HTTPStatus.GONE:
-                    raise ForgottenError(kind.plural)
-                answer.raise_for_status()
+                if not answer.ok:
+                    raise ForgottenError(f"{kind.plural}: {answer.status}")
                 self._watching.add(kind.name)
                 buffer = b""
                 async for chunk in answer.content.iter_any():
