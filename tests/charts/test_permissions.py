@@ -16,6 +16,7 @@ from tests.support.kube_api import RESOURCES, KubeApi, kube_api
 from tests.support.kube_manifests import ENDPOINT, adapter, is_ready, secret, service
 from tests.support.kube_node import KubeNode, kube_node
 from tests.support.kube_operator import condition, run_operator_thread, until
+from tests.support.kube_store import Json
 from tests.support.source_tree import ROOT
 
 Permission = tuple[str, str, str]
@@ -31,7 +32,10 @@ INDIRECT = {
 }
 # The API records a watch when it ends.
 SETTINGS = OperatorSettings(
-    namespaces=("default",), tenant_namespaces=("team-a",), audit_seconds=0.1, watch_seconds=1
+    namespaces=("default", "team-b"),
+    tenant_namespaces=("team-a",),
+    audit_seconds=0.1,
+    watch_seconds=1,
 )
 SURROUNDINGS: dict[str, Any] = {
     "runtime": {"serviceAccount": {"annotations": {"example.com/role": "reader"}}},
@@ -50,7 +54,10 @@ DELETED = {
     "podmonitors",
     "serviceaccounts",
 }
-FROM_ALL = {"allowedEndpoints": [ENDPOINT], "allowedNamespaces": {"from": "All"}}
+BY_LABEL = {
+    "allowedEndpoints": [ENDPOINT],
+    "allowedNamespaces": {"from": "Selector", "selector": {"matchLabels": {"llm": "yes"}}},
+}
 
 
 def granted(name: str) -> set[Permission]:
@@ -68,9 +75,9 @@ def verbs(api: KubeApi, verb: str) -> set[str]:
     return {call.plural for call in api.calls if call.verb == verb}
 
 
-def used(api: KubeApi, namespace: str) -> set[Permission]:
+def used(api: KubeApi, *namespaces: str) -> set[Permission]:
     found = set()
-    for call in [call for call in api.calls if call.namespace == namespace]:
+    for call in [call for call in api.calls if call.namespace in namespaces]:
         resource = "/".join(part for part in (call.plural, call.subresource) if part)
         found.add((call.verb, GROUPS[call.plural], resource))
         # An apply that may make the object needs the right to create it as well.
@@ -79,8 +86,18 @@ def used(api: KubeApi, namespace: str) -> set[Permission]:
     return found
 
 
-def is_served(api: KubeApi, name: str) -> bool:
-    return condition(api.store.find("loraadapters", name, "team-a"), "Ready")[0] == "True"
+def attached_from(namespace: str) -> tuple[Json, Json]:
+    """Return a namespace that may attach, and its adapter ``poet``."""
+    metadata = {"name": namespace, "labels": {"llm": "yes"}}
+    team = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+    poet = adapter("poet")
+    poet["metadata"]["namespace"] = namespace
+    poet["spec"]["inferenceServiceRef"]["namespace"] = "default"
+    return team, poet
+
+
+def is_served(api: KubeApi, namespace: str) -> bool:
+    return condition(api.store.find("loraadapters", "poet", namespace), "Ready")[0] == "True"
 
 
 def mounted_config(api: KubeApi) -> str:
@@ -103,13 +120,12 @@ async def node(api: KubeApi) -> AsyncIterator[KubeNode]:
 
 async def tell_the_story(api: KubeApi, folder: Path) -> None:
     """Have an operator do everything it ever does."""
-    poet = adapter("poet")
-    poet["metadata"]["namespace"] = "team-a"
-    poet["spec"]["inferenceServiceRef"]["namespace"] = "default"
-    for manifest in (service(adapters=FROM_ALL, **SURROUNDINGS), adapter("shout"), poet, secret()):
+    own = (service(adapters=BY_LABEL, **SURROUNDINGS), adapter("shout"), secret())
+    for manifest in (*own, *attached_from("team-a"), *attached_from("team-b")):
         api.create(manifest)
     async with run_operator_thread(api, folder, SETTINGS) as operator:
-        await until(operator, lambda: is_ready(api, "shout") and is_served(api, "poet"))
+        await until(operator, lambda: is_ready(api, "shout"))
+        await until(operator, lambda: is_served(api, "team-a") and is_served(api, "team-b"))
         # Old configurations are deleted once there are more than a rollback needs.
         for size in range(1, KEPT_CONFIGS + 4):
             before = mounted_config(api)
@@ -124,7 +140,7 @@ async def test_the_chart_grants_exactly_what_the_operator_asks_for(
     api: KubeApi, node: KubeNode, tmp_path: Path
 ) -> None:
     await tell_the_story(api, tmp_path)
-    assert used(api, "default") | INDIRECT == granted("service-namespace")
+    assert used(api, "default", "team-b") | INDIRECT == granted("service-namespace")
     assert used(api, "team-a") == granted("tenant-namespace")
     assert used(api, "") == set()
 

@@ -175,8 +175,16 @@ def test_a_tenants_namespace_is_opened_for_its_adapters_alone() -> None:
     ]
     roles = {role["metadata"]["namespace"]: role for role in of_kind(template(*settings), "Role")}
     assert set(roles) == {"a", "t"}
-    resources = {resource for rule in roles["t"]["rules"] for resource in rule["resources"]}
-    assert resources == {"loraadapters", "loraadapters/status", "events"}
+    rights = {
+        (resource, *rule["verbs"]) for rule in roles["t"]["rules"] for resource in rule["resources"]
+    }
+    assert rights == {
+        ("loraadapters", "list", "watch"),
+        ("loraadapters/status", "patch"),
+        ("events", "create"),
+        # Of a Role this opens the namespace itself, and no other.
+        ("namespaces", "get"),
+    }
 
 
 def test_the_whole_cluster_is_served_only_when_asked_for() -> None:

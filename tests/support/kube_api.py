@@ -116,11 +116,9 @@ class KubeApi:
 
     def create(self, manifest: Json, namespace: str = "default") -> Json:
         """Create an object, as a user does."""
-        metadata = manifest["metadata"]
-        place = Place(
-            PLURALS[manifest["kind"]], metadata.get("namespace", namespace), metadata["name"]
-        )
-        return self.store.create(place, manifest, "user")
+        metadata, plural = manifest["metadata"], PLURALS[manifest["kind"]]
+        within = "" if plural in CLUSTER_WIDE else metadata.get("namespace", namespace)
+        return self.store.create(Place(plural, within, metadata["name"]), manifest, "user")
 
     def change(self, plural: str, name: str, patch: Json, namespace: str = "default") -> Json:
         """Merge into an object, as a user does."""
@@ -178,7 +176,9 @@ class KubeApi:
             code = error.code
             raise
         finally:
-            call = Call(verb, plural, name, subresource, code, query, namespace or "")
+            # Rights to a namespace itself are looked up within it.
+            within = name if plural == "namespaces" else namespace or ""
+            call = Call(verb, plural, name, subresource, code, query, within)
             self.calls.append(call)
 
     async def _answer(
