@@ -16,7 +16,7 @@ import pytest
 
 from e2e.cluster.clusters import Cluster
 from e2e.kubeconfigs import admin_kubeconfig
-from tests.control_plane.conftest import ACCOUNT, Tenant, until
+from tests.control_plane.conftest import ACCOUNT, Tenant, release, until
 from tests.support.loopback_node import loopback_node
 from tests.support.proof.admin import Admin, administering
 from tests.support.proof.api_proxy import ApiProxy, api_proxy
@@ -184,9 +184,16 @@ def parents() -> Iterator[Nursery]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def kinds(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The chart's custom resource definitions, which outlive a release: without them no watch."""
+    with release(cluster, tmp_path_factory.mktemp("kinds")):
+        pass
+
+
 @pytest.fixture(scope="module")
 def lab(
-    cluster: Cluster, parents: Nursery, tmp_path_factory: pytest.TempPathFactory
+    cluster: Cluster, kinds: None, parents: Nursery, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Lab]:
     kubeconfig = tmp_path_factory.mktemp("lab") / "admin.kubeconfig"
     kubeconfig.write_text(admin_kubeconfig(cluster.kubectl))

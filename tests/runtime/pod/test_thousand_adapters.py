@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -131,6 +133,17 @@ class Changes(RuleBasedStateMachine):
     library: list[GoldenAdapter]
     happened: ClassVar[Counter[str]] = Counter()
 
+    @initialize()
+    def bring_all_moving_ones(self) -> None:
+        for name, adapter in zip(MOVING, self.library, strict=False):
+            if name not in self.crowd.versions:
+                self.crowd.put(name, Version(adapter))
+        self.crowd.write()
+
+    def pairs(self) -> list[str]:
+        """Return the names that have two versions."""
+        return [name for name in MOVING if len(self.crowd.versions.get(name, ())) == 2]
+
     @rule(first=st.integers(0, NUM_NAMES - 1), count=st.integers(1, 64), stride=st.integers(1, 40))
     def ask_standing_ones(self, first: int, count: int, stride: int) -> None:
         numbers = [(first + index * stride) % NUM_NAMES for index in range(count)]
@@ -161,15 +174,20 @@ class Changes(RuleBasedStateMachine):
         if standby:
             self.happened["replaced"] += 1
 
-    @rule(name=st.sampled_from(MOVING), weights=st.sampled_from([(50, 50), (90, 10), (0, 100)]))
-    def share(self, name: str, weights: tuple[int, int]) -> None:
+    @precondition(lambda self: self.pairs())
+    @rule(
+        index=st.integers(0, len(MOVING) - 1),
+        weights=st.sampled_from([(50, 50), (90, 10), (0, 100)]),
+    )
+    def share(self, index: int, weights: tuple[int, int]) -> None:
         """Move weight between two versions, also back."""
-        versions = self.crowd.versions.get(name, ())
-        if len(versions) == 2:
-            pairs = zip(versions, weights, strict=True)
-            self.crowd.put(name, *(Version(one.adapter, weight) for one, weight in pairs))
-            self.crowd.write()
-            self.happened["shifted"] += 1
+        self.shift(self.pairs()[index % len(self.pairs())], weights)
+        self.crowd.write()
+
+    def shift(self, name: str, weights: tuple[int, int]) -> None:
+        pairs = zip(self.crowd.versions[name], weights, strict=True)
+        self.crowd.put(name, *(Version(one.adapter, weight) for one, weight in pairs))
+        self.happened["shifted"] += 1
 
     @rule(name=st.sampled_from(MOVING))
     def remove(self, name: str) -> None:
@@ -180,12 +198,13 @@ class Changes(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        """Wait; then drop the versions that stand by, as the operator does when all are there."""
+        """Wait for all versions; then bring changes a step further, as the operator does."""
         self.loop.run(self.crowd.until_settled())
-        for name in MOVING:
-            versions = self.crowd.versions.get(name, ())
-            if len(versions) == 2:
-                self.crowd.put(name, max(versions, key=lambda one: one.weight))
+        for index, name in enumerate(self.pairs()):
+            if index % 2:
+                self.crowd.put(name, max(self.crowd.versions[name], key=lambda one: one.weight))
+            else:
+                self.shift(name, (80, 20))
         self.crowd.write()
 
     @rule()
@@ -220,7 +239,7 @@ def test_a_thousand_adapters_on_room_for_sixteen_never_mix_whatever_changes(
         run_state_machine_as_test(
             Changes,
             settings=settings(
-                max_examples=6,
+                max_examples=8,
                 stateful_step_count=25,
                 deadline=None,
                 derandomize=True,
