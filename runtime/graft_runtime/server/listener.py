@@ -38,6 +38,22 @@ class _Server(uvicorn.Server):
         yield
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that takes connections, which send what they are given at once.
+
+    The event loop would see to that if it had made the socket. Without it a token waits until the
+    client has confirmed the one before, which clients put off for 40 ms.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
+    bound.setblocking(False)
+    return bound
+
+
 class Listener:
     """One application on one port, from `start` to `stop`."""
 
@@ -84,9 +100,7 @@ class Listener:
         Raises:
             OSError: The address cannot be bound.
         """
-        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
-        bound = socket.create_server(self._address, family=family, backlog=BACKLOG)
-        bound.setblocking(False)
+        bound = bind(*self._address)
         port: int = bound.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve(sockets=[bound]))
         return port
