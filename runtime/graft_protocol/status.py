@@ -34,6 +34,8 @@ class RevisionReport(Message):
     rank: int | None = None
     """Largest rank of any module."""
     target_modules: tuple[str, ...] = ()
+    weight: int | None = None
+    """What it has of its name's requests, relative to the other versions; None from older pods."""
     tier: str | None = None
     """The nearest tier that holds the weights now."""
     active_requests: int = 0

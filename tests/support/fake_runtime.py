@@ -200,8 +200,12 @@ class FakeRuntime:
                 ShardReport(hash=h, reason=Reason.MALFORMED_SHARD if p else None, message=p)
                 for h, p in zip(hashes, problems, strict=True)
             ),
-            revisions=tuple(self.reports[key] for key in sorted(self.reports)),
+            revisions=tuple(self._weighted(self.reports[key]) for key in sorted(self.reports)),
         )
+
+    def _weighted(self, report: RevisionReport) -> RevisionReport:
+        weights = {entry.revision: entry.weight for entry in self.entries()}
+        return report.model_copy(update={"weight": weights.get(report.revision, 0)})
 
     @property
     def is_ready(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from graft_operator.constants import FAILURES_MAX, MESSAGE_MAX
 from graft_operator.plan.accept import Verdict
+from graft_operator.plan.canary import ALL
 from graft_operator.plan.rollout import Versions, wanted_revision
 from graft_operator.plan.views import PodView, taking_requests
 from graft_operator.resources.meta import Condition, Status
@@ -52,7 +53,7 @@ def adapter_status(
         _condition("Accepted", "True", Reason.ACCEPTED, verdict.message),
         _resolved(versions.wanted, pods, failures),
         loaded,
-        progress or _progress(adapter, versions),
+        progress or _progress(adapter, versions, serving),
         _ready(versions, len(able), len(serving), loaded),
     )
     return AdapterStatus(
@@ -146,8 +147,22 @@ def _held_back(type_: str, verdict: Verdict, versions: Versions) -> Condition | 
     return _condition(type_, "False", reason, f"{versions.candidate.id}: {message}")
 
 
-def _progress(adapter: LoraAdapter, versions: Versions) -> Condition:
-    """Return how far a new version has come on its way to all requests."""
+def _progress(adapter: LoraAdapter, versions: Versions, serving: Sequence[PodView]) -> Condition:
+    """Return how far a new version has come on its way to all requests.
+
+    What has been decided counts once the pods do it: until then requests meet what was before.
+    """
+    decided = _decided_progress(adapter, versions)
+    shares = _shares(versions)
+    told = [pod for pod in serving if _has_shares(pod, shares)]
+    if len(told) == len(serving):
+        return decided
+    text = f"in force on {len(told)} of {len(serving)} ready pods"
+    message = f"{decided.message}; {text}" if decided.message else text
+    return _condition("RolloutProgressing", "True", Reason.PROGRESSING, message)
+
+
+def _decided_progress(adapter: LoraAdapter, versions: Versions) -> Condition:
     type_, rejection, candidate = "RolloutProgressing", versions.rejection, versions.candidate
     if rejection is not None:
         text = f"{rejection.id}: {rejection.message}"
@@ -162,6 +177,26 @@ def _progress(adapter: LoraAdapter, versions: Versions) -> Condition:
     if waits:
         text += "; spec.rollout.promote takes it further"
     return _condition(type_, "True", Reason.PAUSED if waits else Reason.PROGRESSING, text)
+
+
+def _shares(versions: Versions) -> dict[str, int]:
+    """Return what each version is to get of the requests, as far as that is decided."""
+    current, candidate, rejection = versions
+    if current is None or (candidate is not None and candidate.step is None):
+        return {}
+    share = (candidate.weight or 0) if candidate is not None else 0
+    shares = {current.id: ALL - share}
+    if candidate is not None:
+        shares[candidate.id] = share
+    if rejection is not None:
+        shares[rejection.id] = 0
+    return shares
+
+
+def _has_shares(pod: PodView, shares: dict[str, int]) -> bool:
+    """Whether a pod does so, as far as it can be asked: one from before does not tell."""
+    reports = ((pod.revision(id_), share) for id_, share in shares.items())
+    return all(report is None or report.weight in (None, share) for report, share in reports)
 
 
 def _able(

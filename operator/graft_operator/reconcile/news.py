@@ -28,7 +28,7 @@ _of_pod = attrgetter(
     "shards",
 )
 _of_revision = attrgetter(
-    "state", "reason", "message", "digest", "origin", "bytes", "rank", "target_modules"
+    "state", "reason", "message", "digest", "origin", "bytes", "rank", "target_modules", "weight"
 )
 _counters = attrgetter("requests", "errors")
 

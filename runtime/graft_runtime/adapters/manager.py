@@ -390,6 +390,7 @@ def _report(revision: Revision, active_requests: int) -> RevisionReport:
         bytes=None if prepared is None else prepared.bytes,
         rank=None if prepared is None else prepared.rank,
         target_modules=() if prepared is None else prepared.target_modules,
+        weight=0 if revision.phase is Phase.DRAINING else revision.entry.weight,
         tier=revision.tier,
         active_requests=active_requests,
     )

@@ -25,6 +25,13 @@ def shares(api: KubeApi) -> list[int]:
     return sorted(entry["weight"] for entry in entries if entry["servedName"] == "shout")
 
 
+def progress(api: KubeApi) -> tuple[str, str]:
+    """Return status and reason of the condition that tells of the steps."""
+    conditions = status(api, "loraadapters", "shout")["conditions"]
+    (found,) = (one for one in conditions if one["type"] == "RolloutProgressing")
+    return found["status"], found["reason"]
+
+
 def current(api: KubeApi) -> str:
     found: str = status(api, "loraadapters", "shout")["currentRevision"]["uri"]
     return found
@@ -62,12 +69,12 @@ async def test_a_version_whose_requests_fail_is_taken_out_and_the_one_before_ser
         update(api, "s3://adapters/errors-30", {"weight": 10})
         await until(operator, lambda: "rejectedRevision" in status(api, "loraadapters", "shout"))
         await until(operator, lambda: shares(api) == [100])
+        await until(operator, lambda: progress(api) == ("False", "RolledBack"))
         found = status(api, "loraadapters", "shout")
         assert current(api) == "s3://adapters/ok"
         assert found["rejectedRevision"]["message"] == "30 of 100 requests failed"
         told = {item["type"]: (item["status"], item["reason"]) for item in found["conditions"]}
         assert told["Ready"] == ("True", "Available")
-        assert told["RolloutProgressing"] == ("False", "RolledBack")
         # Another source is tried again.
         update(api, "s3://adapters/ok-3")
         await until(operator, lambda: current(api) == "s3://adapters/ok-3")

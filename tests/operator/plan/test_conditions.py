@@ -7,7 +7,7 @@ import pytest
 
 from graft_operator.plan.accept import Names, Verdict
 from graft_operator.plan.conditions import adapter_status, stamped
-from graft_operator.plan.rollout import advance
+from graft_operator.plan.rollout import Versions, advance
 from graft_operator.plan.views import PodView
 from graft_operator.resources.meta import Condition, condition_of
 from graft_operator.resources.status import AdapterStatus
@@ -94,6 +94,80 @@ def test_a_silent_pod_that_takes_requests_is_unreachable_and_not_ready() -> None
 
 def test_without_pods_it_is_pending() -> None:
     assert summary(status_of([]))["Ready"] == ("False", "Pending")
+
+
+STEPPING = {"id": V2, "digest": DIGEST_2, "uri": "s3://x", "sourceHash": "h2"}
+REJECTED = {"id": V2, "sourceHash": "h2", "reason": "RolledBack", "message": "9 of 9 failed"}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shares_before", "shares", "decided"),
+    [
+        ({}, (40, 60), (100, None), ("False", "Available", "")),
+        (
+            {"candidateRevision": STEPPING | {"weight": 40, "step": 1}},
+            (90, 10),
+            (60, 40),
+            (
+                "True",
+                "Paused",
+                f"{V2} gets 40 %, step 2 of 2; spec.rollout.promote takes it further",
+            ),
+        ),
+        (
+            {"rejectedRevision": REJECTED},
+            (60, 40),
+            (100, 0),
+            ("False", "RolledBack", f"{V2}: 9 of 9 failed"),
+        ),
+    ],
+)
+def test_a_share_counts_once_every_pod_that_takes_requests_gives_it(
+    recorded: dict[str, Any],
+    shares_before: tuple[int, int | None],
+    shares: tuple[int, int | None],
+    decided: tuple[str, str, str],
+) -> None:
+    steps = {"steps": [{"weight": 10, "pauseSeconds": 1}, {"weight": 40}]}
+    adapter = make_adapter(rollout=steps, status=SERVED | recorded)
+    status = adapter.status
+    versions = Versions(
+        status.current_revision, status.candidate_revision, status.rejected_revision
+    )
+
+    def progress(*shares_of_pods: tuple[int, int | None]) -> tuple[str, str, str]:
+        pods = [
+            make_pod(
+                *(
+                    revision_report(id_, weight=share)
+                    for id_, share in zip((V1, V2), shares_of_pod, strict=True)
+                    if share is not None
+                ),
+                name=f"tiny-{index}",
+            )
+            for index, shares_of_pod in enumerate(shares_of_pods)
+        ]
+        found = condition_of(
+            adapter_status(adapter, TAKEN, versions, pods, "").conditions, "RolloutProgressing"
+        )
+        assert found is not None
+        return found.status, found.reason, found.message
+
+    told = f"{decided[2]}; " if decided[2] else ""
+    assert progress(shares, shares_before) == (
+        "True",
+        "Progressing",
+        f"{told}in force on 1 of 2 ready pods",
+    )
+    assert progress(shares, shares) == decided
+
+
+def test_pods_that_do_not_tell_their_shares_hold_nothing_up() -> None:
+    adapter = make_adapter(status=SERVED)
+    versions = Versions(adapter.status.current_revision, None)
+    pods = [make_pod(revision_report(V1)), PodView("silent", ready=True, report=None)]
+    status = adapter_status(adapter, TAKEN, versions, pods, "")
+    assert summary(status)["RolloutProgressing"] == ("False", "Available")
 
 
 def update(*reports: Any) -> AdapterStatus:

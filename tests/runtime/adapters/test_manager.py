@@ -117,6 +117,18 @@ def test_a_removed_revision_drains_and_is_forgotten_when_the_engine_lets_go() ->
     assert manager.reports({}) == ()
 
 
+def test_a_report_tells_the_share_in_force() -> None:
+    one, two = entry(1, weight=90), entry(2, weight=10)
+    manager = ready_manager([one, two])
+    assert weights(manager) == [90, 10]
+    manager.set_desired([one.model_copy(update={"weight": 100})], 5.0)
+    assert weights(manager) == [100, 0], "one that drains answers no new request"
+
+
+def weights(manager: AdapterManager) -> list[int | None]:
+    return [report.weight for report in manager.reports({})]
+
+
 def test_a_revision_wanted_again_while_it_drains_comes_back() -> None:
     one = entry(1)
     manager = ready_manager([one])
