@@ -10,7 +10,11 @@ Json = dict[str, Any]
 
 
 def service(name: str = "tiny", **spec: Any) -> Json:
-    """Return an InferenceService whose model is behind the Secret ``keys``."""
+    """Return an InferenceService whose model is behind the Secret ``keys``.
+
+    Its pods name a scheduler of their own: the cluster's would write that there is no node for
+    them, over the status of those that run on loopback.
+    """
     return {
         "apiVersion": API_VERSION,
         "kind": "InferenceService",
@@ -18,6 +22,7 @@ def service(name: str = "tiny", **spec: Any) -> Json:
         "spec": {
             "model": {"uri": "s3://models/ok", "credentialsSecretRef": {"name": "keys"}},
             "adapters": {"allowedEndpoints": [ENDPOINT]},
+            "scheduling": {"schedulerName": "loopback"},
             **spec,
         },
     }

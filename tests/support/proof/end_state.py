@@ -101,10 +101,6 @@ def _normal(one: Seen) -> Json:
         manifest["data"] = sorted(manifest["data"])  # drawn at random
     # Hashes of manifests that name their owner by its uid.
     (manifest["metadata"].get("annotations") or {}).pop(ANNOTATION_APPLIED, None)
-    conditions = status_of(manifest).get("conditions")
-    if conditions is not None:
-        # The scheduler finds no node here, and says so of one pod after the other.
-        manifest["status"]["conditions"] = [c for c in conditions if c["type"] != "PodsScheduled"]
     return manifest
 
 
