@@ -37,16 +37,8 @@ import httpx
 import torch
 from safetensors.torch import save_file
 
-from bench.engine_parts import (
-    LLAMA,
-    SMALL,
-    VOCAB,
-    Server,
-    entry,
-    make_adapter,
-    make_checkpoint,
-    serve,
-)
+from bench.checkpoints import LLAMA, SMALL, VOCAB, make_adapter, make_checkpoint
+from bench.engine_parts import Server, entry, serve
 from bench.figures import percentile, show
 from bench.marked_adapters import PROMPT_IDS, Folder, MarkedModel, Published, Publisher
 from e2e.client import Client

@@ -1,6 +1,6 @@
 """Time the decoder on a CPU: a random 0.25B Llama in bfloat16, base and multi-LoRA, no scheduler.
 
-    python bench/decoder_cpu.py --threads 2
+    python -m bench.decoder_cpu --threads 2
 
 Each case decodes n sequences that already hold 128 tokens. Rates are of the median step; the best
 step stands beside it, for machines that do other work at the same time.
@@ -9,7 +9,6 @@ Shape legend: P pages, R = PAGE_RANK, o features out of one slice.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -17,13 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
+from bench.checkpoints import LLAMA, VOCAB, write_weights
 from graft_runtime.layers.attention.base import KvLayout
 from graft_runtime.layers.batch import ForwardBatch
 from graft_runtime.layers.lora.base import LoraPool, ResidentAdapter
-from graft_runtime.layers.lora.layout import all_groups
-from graft_runtime.models.arch import DecoderArch, load_arch
 from graft_runtime.models.decoder import Decoder
 from graft_runtime.models.weights import load_decoder
 
@@ -31,42 +28,8 @@ CPU = torch.device("cpu")
 BLOCK_SIZE = 32
 PROMPT = 128
 NEW = 128
-VOCAB = 32_000
 CASES = [(1, 0), (8, 0), (32, 0), (1, 1), (8, 1), (8, 8), (32, 8), (32, 32)]
 """Requests, and distinct adapters among them."""
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 4096,
-    "dtype": "bfloat16",
-}
-
-
-def make_checkpoint(folder: Path) -> DecoderArch:
-    """Write random weights of the benchmark's shape."""
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    arch = load_arch(folder)
-    shapes = {"model.embed_tokens": (arch.vocab_size, arch.hidden_size)}
-    for layer, group in all_groups(arch):
-        for part in group.slices:
-            shapes[arch.module_path(layer, part.module)] = (part.out_features, group.in_features)
-    tensors = {
-        f"{name}.weight": (torch.randn(shape) * shape[1] ** -0.5).bfloat16()
-        for name, shape in shapes.items()
-    }
-    norms = ["model.norm"]
-    for layer in range(arch.num_layers):
-        prefix = f"model.layers.{layer}"
-        norms += [f"{prefix}.input_layernorm", f"{prefix}.post_attention_layernorm"]
-    tensors |= {f"{name}.weight": torch.ones(arch.hidden_size).bfloat16() for name in norms}
-    save_file(tensors, folder / "model.safetensors")
-    return arch
 
 
 def make_adapters(pool: LoraPool) -> None:
@@ -150,7 +113,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        arch = make_checkpoint(Path(folder))
+        arch = write_weights(Path(folder), LLAMA)
         pool = LoraPool(arch, num_pages=32, dtype=torch.bfloat16, device=CPU)
         make_adapters(pool)
         blocks = 32 * -(-(PROMPT + NEW) // BLOCK_SIZE)

@@ -22,17 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.engine_parts import (
-    LLAMA,
-    SMALL,
-    VOCAB,
-    Machine,
-    Server,
-    make_adapter,
-    make_checkpoint,
-    measure_machine,
-    serve,
-)
+from bench.checkpoints import LLAMA, SMALL, VOCAB, make_adapter, make_checkpoint
+from bench.engine_parts import Machine, Server, measure_machine, serve
 
 PROMPT = NEW = 128
 HOST_REQUESTS, HOST_ADAPTERS, HOST_NEW = 256, 64, 64
