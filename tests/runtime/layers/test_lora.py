@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graft_runtime.layers.lora.base import MAX_WINDOWS, LoraPool, ResidentAdapter
+from graft_runtime.layers.lora.base import MAX_WINDOWS, LoraPool, ResidentAdapter, rows_by_slot
 from graft_runtime.layers.lora.cpu import PartedRows, group_rows
 from graft_runtime.layers.lora.layout import pages_for
 from tests.support.lora_cases import CPU, KEY, PAGES, check, pool_of
@@ -108,6 +108,11 @@ def test_windows_are_remembered_in_bounded_number() -> None:
 
 def test_no_adapted_row_is_no_work() -> None:
     assert group_rows(pool_of(PAGES), [0, 0, 0], CPU) is None
+
+
+def test_every_row_with_an_adapter_belongs_to_its_slot_in_order() -> None:
+    assert rows_by_slot([0, 3, 1, 3, 0, 1, 3]) == {3: [1, 3, 6], 1: [2, 5]}
+    assert rows_by_slot([0, 0]) == {}
 
 
 def test_pages_follow_the_rank() -> None:

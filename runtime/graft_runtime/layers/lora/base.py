@@ -9,6 +9,7 @@ slice.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -148,6 +149,15 @@ class LoraPool:
     def slots(self) -> frozenset[int]:
         """The bound slots."""
         return frozenset(self._resident)
+
+
+def rows_by_slot(slots: Sequence[int]) -> dict[int, list[int]]:
+    """Return each slot's rows, given the slot of every row; rows of slot 0 have no adapter."""
+    rows_of: dict[int, list[int]] = {}
+    for row, slot in enumerate(slots):
+        if slot:
+            rows_of.setdefault(slot, []).append(row)
+    return rows_of
 
 
 def lora_bytes_per_page(model: AdaptableModel, dtype: torch.dtype) -> int:

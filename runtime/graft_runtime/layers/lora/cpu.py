@@ -20,7 +20,14 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from graft_runtime.layers.lora.base import Factors, GroupKey, LoraPool, LoraSlab, Pages
+from graft_runtime.layers.lora.base import (
+    Factors,
+    GroupKey,
+    LoraPool,
+    LoraSlab,
+    Pages,
+    rows_by_slot,
+)
 from graft_runtime.layers.lora.layout import PAGE_RANK
 
 MIN_OWN_ROWS = 16
@@ -82,10 +89,7 @@ class _Member:
 
 def group_rows(pool: LoraPool, slots: Sequence[int], device: torch.device) -> PartedRows | None:
     """Split rows into parts, given the slot of each; 0 is no adapter. None when no row has one."""
-    rows_of: dict[int, list[int]] = {}
-    for row, slot in enumerate(slots):
-        if slot:
-            rows_of.setdefault(slot, []).append(row)
+    rows_of = rows_by_slot(slots)
     if not rows_of:
         return None
     members = [

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from graft_runtime.layers.lora.base import GroupKey, LoraPool, LoraSlab
+from graft_runtime.layers.lora.base import GroupKey, LoraPool, LoraSlab, rows_by_slot
 from graft_runtime.layers.lora.layout import PAGE_RANK
 
 TILE_ROWS = 16
@@ -212,10 +212,7 @@ def divide(in_features: int, programs: int) -> tuple[int, int]:
 
 def group_rows(pool: LoraPool, slots: Sequence[int], device: torch.device) -> TiledRows | None:
     """Cut rows into tiles, given the slot of each; 0 is no adapter. None when no row has one."""
-    rows_of: dict[int, list[int]] = {}
-    for row, slot in enumerate(slots):
-        if slot:
-            rows_of.setdefault(slot, []).append(row)
+    rows_of = rows_by_slot(slots)
     if not rows_of:
         return None
     adapters = [pool.adapter(slot) for slot in rows_of]
