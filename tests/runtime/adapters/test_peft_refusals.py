@@ -1,5 +1,6 @@
 """What Graft does not do, as peft itself saves it: refused by name, before anything is touched."""
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,11 @@ from typing import Any
 
 import peft
 import pytest
+import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora.config import CordaConfig
+from peft.utils import PeftType
 from transformers import PreTrainedModel
 
 from graft_protocol.reasons import REASONS, Reason
@@ -16,6 +21,7 @@ from graft_runtime.errors import ReasonedError
 from graft_runtime.models.arch import DecoderArch
 from graft_runtime.sources.base import SourceFile
 from graft_runtime.sources.selection import adapter_files
+from tests.support.spoiled_adapters import copy_adapter
 from tests.support.tiny_models import load_reference
 
 TARGETS = ["q_proj", "v_proj"]
@@ -49,6 +55,26 @@ REFUSED: dict[str, tuple[Callable[[], PeftConfig], str]] = {
         lora(target_modules=["v_proj"], target_parameters=["k_proj.weight"]),
         "target_parameters",
     ),
+    "a pattern of layers": (
+        lora(layers_to_transform=[0], layers_pattern="layers"),
+        "layers_pattern",
+    ),
+    "quick pissa": (lora(init_lora_weights="pissa_niter_4"), "init_lora_weights"),
+    "LoRA-GA": (
+        lora(init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig()),
+        "init_lora_weights",
+    ),
+    "KaSA": (lora(kasa_config=peft.KasaConfig()), "kasa_config"),
+    "VeLoRA": (lora(velora_config=peft.VeloraConfig(num_groups=4)), "velora_config"),
+    "MonteCLoRA": (lora(monteclora_config=peft.MontecloraConfig()), "monteclora_config"),
+    "block diagonal": (
+        lora(use_bdlora=peft.BdLoraConfig(target_modules_bd_a=TARGETS, nblocks=2)),
+        "use_bdlora",
+    ),
+    "QA-LoRA": (lora(use_qalora=True), "use_qalora"),
+    "a classifier": (lora(task_type="SEQ_CLS"), "task_type"),
+    "an encoder": (lora(task_type="FEATURE_EXTRACTION"), "task_type"),
+    "a translator": (lora(task_type="SEQ_2_SEQ_LM"), "task_type"),
     "weight tying": (lora(ensure_weight_tying=True), "ensure_weight_tying"),
     "AdaLora": (
         other("AdaLora", init_r=4, target_r=2, total_step=10, target_modules=TARGETS),
@@ -63,6 +89,16 @@ REFUSED: dict[str, tuple[Callable[[], PeftConfig], str]] = {
     "prefix tuning": (other("PrefixTuning", num_virtual_tokens=3), "peft_type"),
     "layer norms": (other("LNTuning", target_modules=["input_layernorm"]), "peft_type"),
 }
+
+ONLY_CONFIG: dict[str, Callable[[], PeftConfig]] = {
+    # peft trains these with data or libraries that are not here.
+    "arrow_config": lora(arrow_config=peft.ArrowConfig()),
+    "corda_config": lora(corda_config=CordaConfig()),
+    "megatron_config": lora(megatron_config={"tensor_model_parallel_size": 2}),
+}
+OTHER_TYPES = sorted(set(PEFT_TYPE_TO_CONFIG_MAPPING) - {PeftType.LORA})
+NEEDED: dict[PeftType, dict[str, Any]] = {PeftType.ADALORA: {"total_step": 10}}
+"""What peft wants to be told."""
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +132,53 @@ def test_what_peft_saves_and_graft_does_not_do_is_refused_by_name(
     error = refusal(save(make(), tmp_path), arch)
     assert error.reason is Reason.UNSUPPORTED_ADAPTER_TYPE
     assert field in error.message
+
+
+@pytest.mark.parametrize("field", ONLY_CONFIG)
+def test_a_config_that_peft_writes_is_refused_by_its_field(
+    field: str, peft_adapter: Path, arch: DecoderArch, tmp_path: Path
+) -> None:
+    copy_adapter(peft_adapter, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ONLY_CONFIG[field]().save_pretrained(tmp_path)
+    error = refusal(tmp_path, arch)
+    assert error.reason is Reason.UNSUPPORTED_ADAPTER_TYPE
+    assert field in error.message
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+def test_every_kind_of_tuning_that_peft_knows_is_lora_or_refused_by_name(
+    kind: PeftType, peft_adapter: Path, arch: DecoderArch, tmp_path: Path
+) -> None:
+    if kind is PeftType.ADAMSS and importlib.util.find_spec("sklearn") is None:
+        pytest.skip("peft makes no config of AdaMSS without scikit-learn")
+    copy_adapter(peft_adapter, tmp_path)
+    config_of = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config_of(task_type="CAUSAL_LM", **NEEDED.get(kind, {})).save_pretrained(tmp_path)
+    error = refusal(tmp_path, arch)
+    assert error.reason is Reason.UNSUPPORTED_ADAPTER_TYPE
+    assert f"peft_type = {kind.value!r}" in error.message
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal"])
+def test_a_beginning_that_leaves_the_base_model_as_it_was_is_taken(
+    start: bool | str, base_model: Path, arch: DecoderArch, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(load_reference(base_model), lora(init_lora_weights=start)())
+        model.save_pretrained(tmp_path, save_embedding_layers=False)
+    (tmp_path / "README.md").unlink()
+    before = load_reference(base_model).state_dict()
+    after = model.get_base_model().state_dict()
+    kept = [name for name in after if name.endswith(".base_layer.weight")]
+    assert len(kept) == len(TARGETS) * arch.num_layers
+    for name in kept:
+        assert torch.equal(after[name], before[name.replace(".base_layer", "")])
+    assert validate_adapter(tmp_path, arch, max_rank=64).rank == 4
 
 
 def test_an_adapted_embedding_is_refused_by_its_tensor(
