@@ -157,12 +157,14 @@ class Gateway:
         longest = self._config.server.request_timeout_seconds
         deadline = time.monotonic() + min(longest, terms.timeout_seconds or longest)
         self.check_admission(0)
-        stream = Stream(request_id, len(token_ids))
+        self._check_tenant(target.revision, joining=1)
+        stream = Stream(request_id, len(token_ids), _tenant(target.revision))
         self.streams.open(stream)
         ended = is_error = False
         try:
             revision = await self._hold(target, deadline)
-            self._check_tenant(revision)
+            # The name may lead to a version by now whose limits nobody has looked at.
+            self._check_tenant(revision, joining=0)
             self.streams.send(stream, revision)
             self._post(_submit(stream, token_ids, sampling, terms, self._weight(revision)))
             while not ended:
@@ -216,15 +218,15 @@ class Gateway:
             raise unknown_model(name)
         return route.choose(key)
 
-    def _check_tenant(self, revision: str | None) -> None:
-        """Refuse a request beyond what its adapter's namespace may have in flight."""
-        limits = self._limits(revision)
-        if revision is None or limits is None or limits.max_concurrent_requests is None:
+    def _check_tenant(self, revision: str | None, *, joining: int) -> None:
+        """Refuse a request beyond what its adapter's namespace may have in flight.
+
+        Asked before a request is held, too: held ones take room in the queue that all share.
+        """
+        tenant, limits = _tenant(revision), self._limits(revision)
+        if tenant is None or limits is None or limits.max_concurrent_requests is None:
             return
-        tenant = parse_revision(revision).namespace
-        active = self.streams.active
-        count = sum(active[one] for one in active if parse_revision(one).namespace == tenant)
-        if count >= limits.max_concurrent_requests:
+        if self.streams.num_of_tenant(tenant) + joining > limits.max_concurrent_requests:
             message = f"{limits.max_concurrent_requests} requests are in flight, which is the limit"
             raise OverloadedError(message, retry_after_seconds=1)
 
@@ -279,6 +281,11 @@ class Gateway:
         return revision is not None and revision.is_near
 
 
+def _tenant(revision: str | None) -> str | None:
+    """Return the namespace of a revision; None for the base model."""
+    return None if revision is None else parse_revision(revision).namespace
+
+
 def _submit(
     stream: Stream, token_ids: list[int], sampling: Sampling, terms: Terms, tenant_weight: float
 ) -> Submit:
@@ -289,7 +296,7 @@ def _submit(
         sampling,
         revision,
         # Tenants are namespaces; whoever asks for the base model is one more.
-        tenant="" if revision is None else parse_revision(revision).namespace,
+        tenant=_tenant(revision) or "",
         priority=terms.priority,
         cache_salt=terms.cache_salt,
         tenant_weight=tenant_weight,

@@ -27,6 +27,8 @@ class Stream:
 
     request_id: str
     num_prompt: int
+    tenant: str | None = None
+    """The namespace of the adapter that is asked; None for the base model."""
     revision: str | None = None
     """Known once it has been sent to the engine."""
     sent: bool = False
@@ -72,6 +74,7 @@ class Streams:
         self._max_waiting_tokens = max_waiting_tokens
         self._streams: dict[str, Stream] = {}
         self._active: Counter[str] = Counter()
+        self._by_tenant: Counter[str] = Counter()
         self._ended: dict[str, Outcomes] = {}
         self._waiting_tokens = 0
         self._idle = asyncio.Event()
@@ -84,6 +87,10 @@ class Streams:
     def active(self) -> dict[str, int]:
         """Requests in flight per revision."""
         return dict(self._active)
+
+    def num_of_tenant(self, tenant: str) -> int:
+        """Return how many requests for a namespace's adapters are in flight, those held with it."""
+        return self._by_tenant[tenant]
 
     def outcomes(self, revision: str) -> Outcomes:
         """Return how a revision's requests have ended."""
@@ -121,6 +128,8 @@ class Streams:
         stream.opened_at = self._clock()
         self._streams[stream.request_id] = stream
         self._waiting_tokens += stream.num_prompt
+        if stream.tenant is not None:
+            self._by_tenant[stream.tenant] += 1
         self._idle.clear()
 
     def send(self, stream: Stream, revision: str | None) -> None:
@@ -144,6 +153,9 @@ class Streams:
         if stream.revision is not None:
             self._active[stream.revision] -= 1
             self._active += Counter()  # drops what has come to zero
+        if stream.tenant is not None:
+            self._by_tenant[stream.tenant] -= 1
+            self._by_tenant += Counter()
         if not self._streams:
             self._idle.set()
 

@@ -49,6 +49,7 @@ class Pod:
         )
         state = PodState(engine=EngineReady(64, 100, 16, 8, 8), has_text=True, synced=True)
         self.manager = manager
+        self.state = state
         self.gateway = Gateway(config, state, manager, self.posted.append, "pod")
 
     def names(self) -> list[str]:
@@ -67,6 +68,18 @@ class Pod:
             await first
         self.running.append(first)
         return chunks
+
+    def hold(self, name: str, request_id: str) -> asyncio.Future[TokenChunk]:
+        """Ask, while the engine cannot take a request."""
+        target = self.gateway.resolve(name)
+        chunks = self.gateway.generate(request_id, [1, 2], Sampling(max_tokens=2), target)
+        return asyncio.ensure_future(anext(chunks))
+
+    async def counted(self, number: int) -> None:
+        """Wait until so many requests are in flight."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while len(self.gateway.streams) != number:
+                await asyncio.sleep(0)
 
     def end(self, request_id: str, **fields: Any) -> None:
         self.gateway.streams.deliver(TokenOutput(request_id, [1], **fields))
@@ -136,6 +149,27 @@ async def test_a_namespace_has_no_more_requests_in_flight_than_it_may() -> None:
     await first.aclose()
     await drained(pod, 2)
     await pod.begin("a", "r10")
+
+
+async def test_what_is_held_for_a_namespace_counts_and_leaves_the_queue_to_others() -> None:
+    pod = Pod([entry("a", tenant=TenantLimits(max_concurrent_requests=2)), entry("b", "other")])
+    pod.state.engine = None  # it is being restarted
+    with_key(None)
+    held = [pod.hold(name, f"r{number}") for number, name in enumerate(("a", "a", "b"))]
+    await pod.counted(3)
+    with pytest.raises(OverloadedError):
+        await pod.hold("a", "r9")
+    held.append(pod.hold("b", "r10"))
+    await pod.counted(4)
+    held[0].cancel()
+    await pod.counted(3)
+    held.append(pod.hold("a", "r11"))
+    await pod.counted(4)
+    for one in held:
+        one.cancel()
+    await pod.counted(0)
+    assert pod.gateway.streams.num_of_tenant("team") == 0
+    assert pod.posted == []
 
 
 async def test_what_failed_by_the_servers_fault_is_counted_and_nothing_else() -> None:
