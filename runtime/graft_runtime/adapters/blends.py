@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from graft_protocol.desired import AdapterEntry
 from graft_protocol.revisions import RUNTIME_NAMESPACE, pinned_revision
-from graft_runtime.adapters.manager import Part, Revision
+from graft_runtime.adapters.revision import Part, Revision
 from graft_runtime.errors import InvalidRequestError, OverloadedError
 from graft_runtime.layers.lora.layout import pages_for
 

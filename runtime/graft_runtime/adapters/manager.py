@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
-from typing import NamedTuple
 
 from graft_protocol.desired import AdapterEntry, Tier
 from graft_protocol.reasons import REASONS, AdapterState, Reason
 from graft_protocol.status import RevisionReport
+from graft_runtime.adapters.revision import STATES, Part, Phase, Revision, report
 from graft_runtime.ipc.messages import (
     AdapterPrepared,
     AdapterRefused,
@@ -32,61 +30,6 @@ LAST_RETRY_SECONDS = 60.0
 """Retries of what may mend itself: doubling from the first to the last, then on and on."""
 
 Command = PrepareAdapter | ReleaseAdapter | RegisterAdapter | UnregisterAdapter
-
-
-class Phase(Enum):
-    """Where a revision is on its way."""
-
-    WAITING = auto()
-    FETCHING = auto()
-    REGISTERING = auto()
-    SERVING = auto()
-    DRAINING = auto()
-    FAILED = auto()
-    RESOLVED = auto()
-    """A pending revision whose digest is known; its pinned successor is served, not this one."""
-
-
-class Part(NamedTuple):
-    """One revision of several that are added up."""
-
-    revision: str
-    weight: float
-    access: tuple[str, ...] | None = None
-    """Who might use it when it was added up; the sum goes when that changes."""
-
-
-@dataclass(slots=True)
-class Revision:
-    """What is known of one revision."""
-
-    entry: AdapterEntry
-    phase: Phase = Phase.WAITING
-    prepared: AdapterPrepared | None = None
-    reason: Reason = Reason.PENDING
-    message: str = ""
-    tier: Tier | None = None
-    failures: int = 0
-    retry_at: float | None = None
-    drain_until: float | None = None
-    wanted_at: float = 0.0
-    """When it entered the desired set."""
-    parts: tuple[Part, ...] = ()
-    """What it is the weighted sum of, if it was derived from others."""
-
-    @property
-    def serves(self) -> bool:
-        """Whether a new request may use it."""
-        return self.phase is Phase.SERVING
-
-    def answers_to(self, name: str) -> bool:
-        """Whether a model name in a request may mean it."""
-        return name == self.entry.served_name or name in self.entry.aliases
-
-    @property
-    def is_near(self) -> bool:
-        """Whether it is about to serve, so that holding a request for it is worth while."""
-        return self.phase is Phase.REGISTERING
 
 
 class AdapterManager:
@@ -123,7 +66,7 @@ class AdapterManager:
             active: Running requests per revision.
         """
         return tuple(
-            _report(self._revisions[name], active.get(name, 0)) for name in sorted(self._revisions)
+            report(self._revisions[name], active.get(name, 0)) for name in sorted(self._revisions)
         )
 
     def count_states(self) -> Counter[AdapterState]:
@@ -363,34 +306,5 @@ class AdapterManager:
         self._commands.append(ReleaseAdapter(name))
 
 
-STATES = {
-    Phase.WAITING: AdapterState.PENDING,
-    Phase.FETCHING: AdapterState.DOWNLOADING,
-    Phase.REGISTERING: AdapterState.LOADING,
-    Phase.SERVING: AdapterState.AVAILABLE,
-    Phase.DRAINING: AdapterState.DRAINING,
-    Phase.FAILED: AdapterState.FAILED,
-    Phase.RESOLVED: AdapterState.PENDING,
-}
-
-
 def _source(entry: AdapterEntry) -> tuple[str | bool | None, ...]:
     return entry.uri, entry.credential, entry.resolver, entry.chat_template
-
-
-def _report(revision: Revision, active_requests: int) -> RevisionReport:
-    prepared = revision.prepared
-    return RevisionReport(
-        revision=revision.entry.revision,
-        state=STATES[revision.phase],
-        reason=revision.reason,
-        message=revision.message[:1024],
-        digest=revision.entry.digest if prepared is None else prepared.digest,
-        origin=None if prepared is None else prepared.origin,
-        bytes=None if prepared is None else prepared.bytes,
-        rank=None if prepared is None else prepared.rank,
-        target_modules=() if prepared is None else prepared.target_modules,
-        weight=0 if revision.phase is Phase.DRAINING else revision.entry.weight,
-        tier=revision.tier,
-        active_requests=active_requests,
-    )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graft_protocol.reasons import REASONS, Reason
-from graft_runtime.adapters.manager import Phase, Revision
+from graft_runtime.adapters.revision import Phase, Revision
 from graft_runtime.errors import AdapterUnavailableError, ModelNotFoundError
 
 RETRY_AFTER_SECONDS = 1

@@ -16,7 +16,8 @@ from graft_protocol.config import RuntimeConfig
 from graft_protocol.desired import TenantLimits
 from graft_protocol.revisions import parse_revision
 from graft_protocol.status import RevisionReport, RuntimeStatus
-from graft_runtime.adapters.manager import AdapterManager, Revision
+from graft_runtime.adapters.manager import AdapterManager
+from graft_runtime.adapters.revision import Revision
 from graft_runtime.adapters.routes import build_routes, unknown_model
 from graft_runtime.errors import (
     AdapterUnavailableError,

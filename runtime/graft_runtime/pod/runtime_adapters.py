@@ -14,7 +14,8 @@ from graft_protocol.desired import SERVED_NAME_MAX, AdapterEntry
 from graft_protocol.reasons import Reason
 from graft_protocol.source_rules import is_uri_allowed
 from graft_runtime.adapters.blends import Blends, blend
-from graft_runtime.adapters.manager import AdapterManager, Phase, Revision
+from graft_runtime.adapters.manager import AdapterManager
+from graft_runtime.adapters.revision import Phase, Revision
 from graft_runtime.adapters.runtime_set import Outcome, RuntimeName, RuntimeSet
 from graft_runtime.errors import (
     AdapterLoadError,

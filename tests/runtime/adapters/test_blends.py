@@ -6,7 +6,8 @@ import pytest
 
 from graft_protocol.desired import AdapterEntry
 from graft_runtime.adapters.blends import MAX_PARTS, Blends, blend
-from graft_runtime.adapters.manager import AdapterManager, Phase, Revision
+from graft_runtime.adapters.manager import AdapterManager
+from graft_runtime.adapters.revision import Phase, Revision
 from graft_runtime.errors import InvalidRequestError, OverloadedError
 from graft_runtime.ipc.messages import (
     AdapterPrepared,

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from graft_protocol.desired import AdapterEntry
 from graft_protocol.reasons import AdapterState, Reason
-from graft_runtime.adapters.manager import AdapterManager, Command, Phase
+from graft_runtime.adapters.manager import AdapterManager, Command
+from graft_runtime.adapters.revision import Phase
 from graft_runtime.ipc.messages import (
     AdapterPrepared,
     AdapterRefused,

@@ -6,7 +6,7 @@ import pytest
 
 from graft_protocol.desired import AdapterEntry
 from graft_protocol.reasons import Reason
-from graft_runtime.adapters.manager import Phase, Revision
+from graft_runtime.adapters.revision import Phase, Revision
 from graft_runtime.adapters.routes import build_routes
 from graft_runtime.errors import AdapterUnavailableError, ModelNotFoundError
 

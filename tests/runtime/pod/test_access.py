@@ -10,7 +10,8 @@ import pytest
 from graft_protocol.config import ModelSettings, RuntimeConfig, ServiceIdentity
 from graft_protocol.desired import AdapterEntry, TenantLimits, key_hash
 from graft_protocol.revisions import pinned_revision
-from graft_runtime.adapters.manager import AdapterManager, Phase
+from graft_runtime.adapters.manager import AdapterManager
+from graft_runtime.adapters.revision import Phase
 from graft_runtime.errors import ModelNotFoundError, OverloadedError, RequestError
 from graft_runtime.ipc.messages import EngineReady, Sampling, Submit, ToEngine, TokenOutput
 from graft_runtime.pod.gateway import Gateway
