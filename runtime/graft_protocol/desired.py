@@ -30,7 +30,16 @@ NUM_SHARDS = 16
 and a change rewrites a sixteenth."""
 
 SERVED_NAME_MAX = 128
-_LATER_FIELDS = frozenset({"access", "tenant", "chat_template", "chatTemplate"})
+_LATER_FIELDS = frozenset(
+    {
+        "access",
+        "tenant",
+        "chat_template",
+        "chatTemplate",
+        "drain_timeout_seconds",
+        "drainTimeoutSeconds",
+    }
+)
 """Fields of an entry that came after protocol 1."""
 
 
@@ -92,10 +101,15 @@ class AdapterEntry(Message):
     """What its namespace is allowed. Since 2."""
     chat_template: Literal[True] | None = None
     """Whether its own chat template belongs to its files and renders its chats. Since 3."""
+    drain_timeout_seconds: Annotated[float, Field(ge=0)] | None = None
+    """How long its running requests may go on once it has left the set; 0 ends them at once. None
+    takes the service's. Since 4."""
 
     @property
     def min_protocol(self) -> int:
         """The lowest protocol whose runtimes understand this entry."""
+        if self.drain_timeout_seconds is not None:
+            return 4
         if self.chat_template:
             return 3
         return 1 if self.access is None and self.tenant is None else 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised when an entry or a report gains a meaning that an older peer would misread.
 
 A shard carries the lowest version that suffices for its entries (``minProtocol``); a runtime that

@@ -22,6 +22,7 @@ DIGEST = "sha256:" + "0" * 64
         (service(unknown=1), 'unknown field "unknown"'),
         (adapter("shout", "not a uri"), "spec.source.uri"),
         (adapter("shout", digest="sha256:0"), 'unknown field "digest"'),
+        (adapter("shout", drainTimeoutSeconds=-1), "spec.drainTimeoutSeconds"),
         (adapter("Shout"), "metadata.name"),
     ],
 )

@@ -108,7 +108,7 @@ def test_what_an_older_runtime_cannot_know_is_left_out_while_it_says_nothing() -
     (shard,) = [one for one in build_shards([entry()]) if one.entries]
     assert shard.min_protocol == 1
     (document,) = json.loads(shard.to_json())["entries"]
-    assert not document.keys() & {"access", "tenant", "chatTemplate"}
+    assert not document.keys() & {"access", "tenant", "chatTemplate", "drainTimeoutSeconds"}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,8 @@ def test_what_an_older_runtime_cannot_know_is_left_out_while_it_says_nothing() -
         (2, {"tenant": TenantLimits(weight=2)}),
         (3, {"chat_template": True}),
         (3, {"chat_template": True, "access": ()}),
+        (4, {"drain_timeout_seconds": 0}),
+        (4, {"drain_timeout_seconds": 5, "chat_template": True}),
     ],
 )
 def test_an_entry_that_an_older_runtime_would_misread_says_so(

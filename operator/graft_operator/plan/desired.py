@@ -128,4 +128,5 @@ def _entry(
         access=grant.access,
         tenant=grant.tenant,
         chat_template=True if revision.chat_template else None,
+        drain_timeout_seconds=adapter.spec.drain_timeout_seconds,
     )

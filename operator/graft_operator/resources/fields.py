@@ -13,7 +13,9 @@ KEY_PATTERN = r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Bytes = Annotated[int, Field(ge=1, le=2**53)]
-Seconds = Annotated[float, Field(ge=0.1, le=86_400)]
+SECONDS_MAX = 86_400
+Seconds = Annotated[float, Field(ge=0.1, le=SECONDS_MAX)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=SECONDS_MAX)]
 ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
 Namespace = Annotated[str, Field(min_length=1, max_length=63)]
 LabelKey = Annotated[str, Field(pattern=KEY_PATTERN, max_length=317)]

@@ -19,7 +19,14 @@ from graft_operator.resources.exposure import (
     NetworkPolicySpec,
     ServiceAccountSpec,
 )
-from graft_operator.resources.fields import Bytes, Count, Namespace, ObjectName, Seconds
+from graft_operator.resources.fields import (
+    Bytes,
+    Count,
+    Namespace,
+    ObjectName,
+    Seconds,
+    SecondsOrZero,
+)
 from graft_operator.resources.meta import Closed, ObjectKey, ObjectMeta
 from graft_operator.resources.placement import ResourcesSpec, SchedulingSpec
 from graft_operator.resources.rollout import RolloutSpec
@@ -304,6 +311,10 @@ class LoraAdapterSpec(Closed):
     """Who may use it. Left out: everybody who reaches the service."""
     rollout: AdapterRollout = AdapterRollout()
     """How a new version takes over."""
+    drain_timeout_seconds: SecondsOrZero | None = None
+    """How long running requests may go on once a version of it is taken out, by an update as well
+    as by its deletion; 0 ends them at once. Defaults to the service's
+    `adapters.drainTimeoutSeconds`."""
     declared: DeclaredSpec | None = None
     """What its files are said to be; refused early if that is more than is allowed."""
 

@@ -107,7 +107,9 @@ class AdapterManager:
         wanted = {entry.revision: entry for entry in entries}
         for entry in wanted.values():
             self._want(entry, now)
-        for name, revision in list(self._revisions.items()):
+        # Sums first: as long as their parts are known, so is how long they may go on.
+        known = sorted(self._revisions.items(), key=lambda item: not item[1].parts)
+        for name, revision in known:
             kept = all(
                 part.revision in wanted and wanted[part.revision].access == part.access
                 for part in revision.parts
@@ -248,10 +250,16 @@ class AdapterManager:
     def _unwant(self, name: str, revision: Revision, now: float) -> None:
         if revision.phase in (Phase.SERVING, Phase.REGISTERING) and self._engine_ready:
             revision.phase, revision.reason = Phase.DRAINING, Reason.DRAINING
-            revision.drain_until = now + self._drain_timeout_seconds
+            revision.drain_until = now + self._drain_seconds(revision)
             self._commands.append(UnregisterAdapter(name))
         elif revision.phase is not Phase.DRAINING:
             self._forget(name)
+
+    def _drain_seconds(self, revision: Revision) -> float:
+        """Return how long running requests may go on: those of a sum as long as on each part."""
+        parts = [self._revisions[part.revision] for part in revision.parts] or [revision]
+        asked = [part.entry.drain_timeout_seconds for part in parts]
+        return min(self._drain_timeout_seconds if one is None else one for one in asked)
 
     def _fetch(self, revision: Revision) -> None:
         entry = revision.entry

@@ -264,17 +264,17 @@ class Pod:
     def _desire(self) -> None:
         """Tell the manager what is wanted: the declared set, and what clients have loaded."""
         entries = (*self._declared, *self._runtime.entries())
-        self._manager.set_desired(entries, time.monotonic())
+        now = time.monotonic()
+        self._manager.set_desired(entries, now)
         self._publish()
+        self._end_expired(now)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
             self._manager.tick(now)
-            for revision in self._manager.expired(now):
-                error = DrainingError("The model version was removed")
-                self.gateway.streams.fail_revision(revision, error)
+            self._end_expired(now)
             if self._model_retry_at is not None and self._model_retry_at <= now:
                 self._model_retry_at = None
                 self._ask_for_model()
@@ -282,6 +282,11 @@ class Pod:
             for seconds in self._manager.take_load_seconds():
                 self._metrics.adapter_loaded(seconds)
             self._publish()
+
+    def _end_expired(self, now: float) -> None:
+        for revision in self._manager.expired(now):
+            error = DrainingError("The model version was removed")
+            self.gateway.streams.fail_revision(revision, error)
 
     def _publish(self) -> None:
         """Send what the manager decided and wake whoever waits for it."""

@@ -1,5 +1,9 @@
 """The desired set: what is written for each adapter."""
 
+from typing import Any
+
+import pytest
+
 from graft_operator.plan.accept import Names, Verdict
 from graft_operator.plan.desired import adapter_entries, desired_shards, hash_of_set
 from graft_protocol.desired import NUM_SHARDS, shard_index
@@ -71,6 +75,15 @@ def test_a_digest_that_was_found_is_kept_as_long_as_the_source_is_the_same() -> 
     assert entry.digest == DIGEST_2
     moved = make_adapter(digest=None, uri="s3://other", status={"candidateRevision": known})
     assert adapter_entries(moved, NAMES, [make_pod()])[0].digest is None
+
+
+@pytest.mark.parametrize("seconds", [None, 0, 300])
+def test_every_version_of_an_adapter_drains_as_the_adapter_says(seconds: float | None) -> None:
+    spec: dict[str, Any] = {} if seconds is None else {"drainTimeoutSeconds": seconds}
+    status = {"currentRevision": CURRENT}
+    adapter = make_adapter(uri="s3://adapters/v2", digest=DIGEST_2, status=status, **spec)
+    entries = adapter_entries(adapter, NAMES, [])
+    assert [entry.drain_timeout_seconds for entry in entries] == [seconds, seconds]
 
 
 def test_a_suspended_adapter_is_in_no_shard() -> None:

@@ -80,6 +80,9 @@ def test_a_value_that_cannot_work_is_refused_at_its_path(path: str, value: Any) 
         ("aliases", ["ok", "not ok"]),
         ("tier", "Disc"),
         ("suspend", "yes"),
+        ("drainTimeoutSeconds", -0.1),
+        ("drainTimeoutSeconds", 86_401),
+        ("drainTimeoutSeconds", "1m"),
     ],
 )
 def test_an_adapter_field_that_cannot_work_is_refused(field: str, value: Any) -> None:

@@ -21,11 +21,20 @@ from graft_runtime.ipc.messages import (
 KEYS = [f"{number:064x}" for number in range(3)]
 
 
-def entry(name: str, access: tuple[str, ...] | None = None) -> AdapterEntry:
+def entry(
+    name: str, access: tuple[str, ...] | None = None, drain_timeout_seconds: float | None = None
+) -> AdapterEntry:
     digest = "sha256:" + f"{ord(name):064x}"[::-1]
     revision = f"ns/{name}@{digest[7:19]}"
     uri = f"s3://b/{name}"
-    return AdapterEntry(revision=revision, served_name=name, uri=uri, digest=digest, access=access)
+    return AdapterEntry(
+        revision=revision,
+        served_name=name,
+        uri=uri,
+        digest=digest,
+        access=access,
+        drain_timeout_seconds=drain_timeout_seconds,
+    )
 
 
 def prepared(one: AdapterEntry, rank: int) -> AdapterPrepared:
@@ -122,6 +131,20 @@ def test_a_sum_goes_when_a_part_goes_or_is_closed(kept: tuple[AdapterEntry, ...]
     list(pod.manager.take_commands())
     pod.manager.set_desired(kept, 3.0)
     assert UnregisterAdapter(merged.revision) in list(pod.manager.take_commands())
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_a_sum_is_ended_as_soon_as_the_part_that_may_go_on_least(is_loaded: bool) -> None:
+    parts = entry("a", drain_timeout_seconds=2), entry("b")
+    pod = Pod(*parts)
+    merged = pod.derive("a", "b")
+    pod.manager.on_residency(AdapterResidency(merged.revision, "resident"), 1.0)
+    if not is_loaded:
+        failed = AdapterResidency(parts[0].revision, "failed", "InsufficientCapacity", "no room")
+        pod.manager.on_residency(failed, 1.0)
+    pod.manager.set_desired(parts[1:], 3.0)
+    assert merged.revision not in pod.manager.expired(4.9)
+    assert merged.revision in pod.manager.expired(5.0)
 
 
 def test_a_sum_that_fails_is_not_fetched_but_tried_again_when_asked_for() -> None:

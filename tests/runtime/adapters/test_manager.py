@@ -118,6 +118,29 @@ def test_a_removed_revision_drains_and_is_forgotten_when_the_engine_lets_go() ->
     assert manager.reports({}) == ()
 
 
+def test_an_adapters_own_drain_time_counts_instead_of_the_services() -> None:
+    now, later, plain = (
+        entry(1, "now", drain_timeout_seconds=0),
+        entry(2, "later", drain_timeout_seconds=300),
+        entry(3, "plain"),
+    )
+    manager = ready_manager([now, later, plain])
+    manager.set_desired([], 5.0)
+    assert manager.expired(5.0) == [now.revision]
+    assert set(manager.expired(65.0)) == {now.revision, plain.revision}
+    assert set(manager.expired(304.9)) == {now.revision, plain.revision}
+    assert set(manager.expired(305.0)) == {now.revision, later.revision, plain.revision}
+
+
+def test_the_drain_time_that_counts_is_the_one_that_was_last_wanted() -> None:
+    manager = ready_manager([entry(1)])
+    last = entry(1, drain_timeout_seconds=0)
+    manager.set_desired([last], 1.0)
+    assert commands(manager) == [], "a drain time changes nothing that is loaded"
+    manager.set_desired([], 5.0)
+    assert manager.expired(5.0) == [last.revision]
+
+
 def test_a_report_tells_the_share_in_force() -> None:
     one, two = entry(1, weight=90), entry(2, weight=10)
     manager = ready_manager([one, two])

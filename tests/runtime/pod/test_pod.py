@@ -164,6 +164,39 @@ async def test_a_version_change_under_load_gives_each_request_exactly_one_versio
     assert pod.children() == before, "something restarted"
 
 
+async def test_an_adapter_that_does_not_drain_ends_its_requests_alone(
+    pod: RunningPod, adapters: dict[str, Path]
+) -> None:
+    gone = entry_for("gone", adapters["v1"], drain_timeout_seconds=0)
+    stays = entry_for("stays", adapters["other"])
+    pod.desire([gone, stays])
+    await pod.until_available(gone, stays)
+    body = {"prompt": PROMPT, "max_tokens": 2000, "ignore_eos": True, "temperature": 0}
+
+    async def stream_what_stays() -> str:
+        asked = body | {"model": "stays", "max_tokens": 400}
+        return "".join([text async for text in stream_tokens(pod.client, pod.url, asked)])
+
+    async def ask_what_goes(**fields: object) -> httpx.Response:
+        asked = body | {"model": "gone"} | fields
+        return await pod.client.post(f"{pod.url}/v1/completions", json=asked)
+
+    golden = await stream_what_stays()
+    undisturbed = asyncio.create_task(stream_what_stays())
+    whole = asyncio.create_task(ask_what_goes())
+    streamed = asyncio.create_task(ask_what_goes(stream=True))
+    await pod.until(pod.status, lambda status: status.load.running == 3)
+    pod.desire([stays])
+    answer = await whole
+    assert answer.status_code == 503, answer.text
+    assert answer.json()["error"]["code"] == "draining"
+    events = (await streamed).text.strip().split("\n\n")
+    (error,) = [event for event in events if '"error"' in event]
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "draining"
+    await pod.until(pod.states, lambda states: set(states) == {stays.revision})
+    assert await undisturbed == golden
+
+
 async def test_a_bad_new_version_leaves_the_old_one_serving(
     pod: RunningPod, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
