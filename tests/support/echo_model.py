@@ -60,6 +60,8 @@ class EchoModel:
     slot_keys: dict[int, int] = field(default_factory=dict)
     poison: int | None = None
     """A token id that makes a step fail when it is computed."""
+    window: int | None = None
+    """How many tokens the next one depends on; None is all."""
     cache: dict[int, tuple[int, int]] = field(default_factory=dict)
     largest_step: int = 0
     tokens_computed: int = 0
@@ -114,9 +116,12 @@ class EchoModel:
         start, end = plan.block_starts[row : row + 2].tolist()
         blocks = plan.block_ids_N[start:end].tolist()
         context = []
-        for position in range(int(plan.seq_lens_R[row])):
+        length = int(plan.seq_lens_R[row])
+        window = length if self.window is None else self.window
+        first = length - int(plan.query_starts[row + 1] - plan.query_starts[row])
+        for position in range(max(0, first + 1 - window), length):  # all that the row's tokens see
             block = blocks[position // self.block_size]
             token, written_at = self.cache[block * self.block_size + position % self.block_size]
             assert written_at == position, "a block holds another request's tokens"
             context.append(token)
-        return next_token(context, self.slot_keys.get(int(plan.adapter_slots_R[row]), 0))
+        return next_token(context[-window:], self.slot_keys.get(int(plan.adapter_slots_R[row]), 0))

@@ -25,14 +25,16 @@ class Bench:
         max_running: int = 8,
         max_batch_tokens: int = 16,
         max_chunk_tokens: int = 5,
+        window: int | None = None,
     ) -> None:
         self.slots = MemorySlots(num_pages)
-        self.model = EchoModel(BLOCK_SIZE, self.slots.keys)
+        self.model = EchoModel(BLOCK_SIZE, self.slots.keys, window=window)
         limits = SchedulerLimits(
             BLOCK_SIZE,
             max_batch_tokens=max_batch_tokens,
             max_running=max_running,
             max_chunk_tokens=max_chunk_tokens,
+            window=window,
         )
         self.engine = Engine(
             EngineLimits(limits, num_blocks, MAX_MODEL_LEN, frozenset({0})), self.model, self.slots
@@ -107,7 +109,7 @@ class Bench:
         key = 0 if asked.adapter is None else int(asked.adapter.rpartition("@")[2])
         tokens = list(asked.token_ids)
         while True:
-            tokens.append(next_token(tokens, key))
+            tokens.append(next_token(tokens[-(self.model.window or MAX_MODEL_LEN) :], key))
             output = tokens[len(asked.token_ids) :]
             is_end = tokens[-1] == 0 and not asked.sampling.ignore_eos
             if is_end or len(output) >= asked.sampling.max_tokens:

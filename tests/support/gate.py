@@ -22,6 +22,7 @@ from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.adapters.validate import validate_adapter
 from graft_runtime.engine.engine import Engine, EngineLimits
 from graft_runtime.engine.flight import Flight
+from graft_runtime.engine.kv_cache import common_window
 from graft_runtime.engine.runner import PoolingModel, Runner
 from graft_runtime.engine.scheduler import SchedulerLimits
 from graft_runtime.ipc.messages import RegisterAdapter, Sampling, Submit
@@ -150,6 +151,7 @@ def start_engine(
         settings.max_batch_tokens,
         settings.max_running,
         settings.max_chunk_tokens,
+        window=common_window(arch.windows),
     )
     max_len = min(arch.max_positions, settings.num_blocks * settings.block_size)
     engine = GateEngine(

@@ -14,7 +14,7 @@ from graft_protocol.reasons import Reason
 from graft_runtime.adapters.file_reader import PageCacheReader
 from graft_runtime.adapters.slots import SlotPool
 from graft_runtime.engine.engine import Engine, EngineLimits
-from graft_runtime.engine.kv_cache import blocks_for
+from graft_runtime.engine.kv_cache import blocks_for, common_window
 from graft_runtime.engine.memory import (
     MemoryMeter,
     create_meter,
@@ -61,7 +61,7 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
     arch = read_model(settings.model_dir)
     dtype = getattr(torch, serving_dtype(settings.dtype, arch))
     device = _device(options)
-    limits = _scheduler_limits(options)
+    limits = _scheduler_limits(options, arch)
     longest = min(arch.max_positions, settings.max_model_len or arch.max_positions)
     meter = create_meter(device)
     block_bytes = kv_bytes_per_block(arch, options.block_size, dtype)
@@ -101,9 +101,13 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
     return engine, ready
 
 
-def _scheduler_limits(options: EngineSettings) -> SchedulerLimits:
+def _scheduler_limits(options: EngineSettings, arch: ModelArch) -> SchedulerLimits:
     return SchedulerLimits(
-        options.block_size, options.max_batch_tokens, options.max_running, options.max_chunk_tokens
+        options.block_size,
+        options.max_batch_tokens,
+        options.max_running,
+        options.max_chunk_tokens,
+        window=common_window(arch.windows),
     )
 
 

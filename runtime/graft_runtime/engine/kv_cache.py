@@ -18,6 +18,9 @@ FREE, TAKEN = 1, 0
 RUN_SLACK = 8
 """Blocks of room left between two runs where possible, so that both grow without a break."""
 
+RELEASED = -1
+"""Stands in a table for a block that was given back: no layer sees that far any more."""
+
 BlockKey = bytes
 """Names a full block's content: its tokens, all tokens before them, and who computed them."""
 KEY_BYTES = 16
@@ -78,7 +81,7 @@ class BlockPool:
 
     def num_sole(self, table: Sequence[int]) -> int:
         """Return how many of a table's blocks could be taken once it is freed."""
-        return sum(self._holders[block] == 1 for block in table)
+        return sum(block != RELEASED and self._holders[block] == 1 for block in table)
 
     def allocate(self, count: int) -> list[int]:
         """Take blocks for a new sequence.
@@ -113,8 +116,26 @@ class BlockPool:
         else:
             table.extend(self.allocate(1))
 
-    def find(self, keys: Sequence[BlockKey]) -> list[int]:
-        """Return the blocks that hold a sequence's first keys, as far as they are there."""
+    def find(self, keys: Sequence[BlockKey], num_seen: int | None = None) -> list[int]:
+        """Return the table of the longest known prefix of a sequence; it may be empty.
+
+        Args:
+            keys: Of the sequence's full blocks, from the first on.
+            num_seen: How many blocks before it a block's first token sees; None is all. A key
+                names all tokens before its block, too, so what nobody sees need not be there:
+                `RELEASED` stands for it.
+        """
+        if num_seen is None:
+            return self._find_all(keys)
+        num_found = 0
+        for index in range(len(keys) - 1, -1, -1):
+            num_found = num_found + 1 if keys[index] in self._by_key else 0
+            if num_found and (num_found >= num_seen or index == 0):
+                found = keys[index : index + num_found]
+                return [RELEASED] * index + [self._by_key[key] for key in found]
+        return []
+
+    def _find_all(self, keys: Sequence[BlockKey]) -> list[int]:
         found: list[int] = []
         for key in keys:
             block = self._by_key.get(key)
@@ -123,11 +144,12 @@ class BlockPool:
             found.append(block)
         return found
 
-    def share(self, blocks: Sequence[int]) -> None:
-        """Hold blocks that `find` returned."""
-        for block in blocks:
-            self._cached.pop(block, None)
-            self._holders[block] += 1
+    def share(self, table: Sequence[int]) -> None:
+        """Hold the blocks of a table that `find` returned."""
+        for block in table:
+            if block != RELEASED:
+                self._cached.pop(block, None)
+                self._holders[block] += 1
 
     def publish(self, block: int, key: BlockKey) -> None:
         """Name the content of a full block, so that others find it.
@@ -144,6 +166,8 @@ class BlockPool:
         The last block is the first to be forgotten: a prefix serves more requests than a tail.
         """
         for block in reversed(table):
+            if block == RELEASED:
+                continue
             if not self._holders[block]:
                 message = f"block {block} was freed twice"
                 raise GraftRuntimeError(message)
@@ -158,7 +182,7 @@ class BlockPool:
         Raises:
             GraftRuntimeError: A block is lost, miscounted, or at once held and free.
         """
-        holders = Counter(block for table in tables for block in table)
+        holders = Counter(block for table in tables for block in table if block != RELEASED)
         if any(self._holders[block] != holders[block] for block in range(self.num_blocks)):
             message = f"blocks lost or stolen: tables {holders}, pool {self._holders}"
             raise GraftRuntimeError(message)
@@ -203,3 +227,27 @@ class BlockPool:
 def blocks_for(num_tokens: int, block_size: int) -> int:
     """Return how many blocks hold ``num_tokens`` tokens."""
     return -(-num_tokens // block_size)
+
+
+def common_window(windows: Sequence[int | None]) -> int | None:
+    """Return how many tokens a token sees in the layer that sees most; None when one sees all.
+
+    Args:
+        windows: Of each layer, the token itself included; None is all before it.
+    """
+    widest = 0
+    for window in windows:
+        if window is None:
+            return None
+        widest = max(widest, window)
+    return widest or None
+
+
+def blocks_behind(position: int, window: int, block_size: int) -> int:
+    """Return how many of a sequence's first blocks no token from ``position`` on sees."""
+    return max(0, position + 1 - window) // block_size
+
+
+def blocks_seen(window: int, block_size: int) -> int:
+    """Return how many full blocks before it a block's first token sees, one at least."""
+    return max(1, blocks_for(window - 1, block_size))

@@ -174,11 +174,18 @@ def _tokens(rows: Sequence[Row]) -> tuple[IntArray, list[int]]:
 
 
 def _block_ids(row: Row) -> IntArray:
-    """Return a row's table as an array. Tables only grow, so the last one may still do."""
+    """Return a row's table as an array. Tables only grow, so the last one may still do.
+
+    For blocks that were given back its first other one stands: nothing sees what is in their place,
+    but a kernel may read it, and then it must be finite.
+    """
     known = row.request.block_ids
     if known is not None and known[0] is row.table and len(known[1]) == len(row.table):
         return known[1]
     ids = np.array(row.table, dtype=np.int64)
+    num_released = row.request.num_released
+    if num_released:
+        ids[:num_released] = ids[num_released]
     row.request.block_ids = row.table, ids
     return ids
 

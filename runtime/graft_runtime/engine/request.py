@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-from graft_runtime.engine.kv_cache import BlockKey, next_key, root_key
+from graft_runtime.engine.kv_cache import RELEASED, BlockKey, next_key, root_key
 from graft_runtime.engine.token_rules import TokenRules
+from graft_runtime.errors import GraftRuntimeError
 from graft_runtime.ipc.messages import FinishReason, Sampling, TokenScore
 from graft_runtime.sampling.batch import FloatArray, IntArray
 from graft_runtime.sampling.grammar import GrammarState
@@ -58,6 +59,9 @@ class Request:
     sampled_row: int = 0
     """Where its pending token is among those that the latest step samples."""
     blocks: list[int] = field(default_factory=list)
+    """Its table: the block of each ``block_size`` tokens, in order."""
+    num_released: int = 0
+    """How many of the first of these were given back: no layer sees that far any more."""
     keys: list[BlockKey] = field(default_factory=list)
     """Keys of the full blocks of ``tokens``, as far as they have been needed."""
     slot: int = 0
@@ -152,6 +156,25 @@ class Request:
             parent = next_key(parent, self.tokens[index * block_size : (index + 1) * block_size])
             self.keys.append(parent)
         return self.keys[:count]
+
+    def release(self, end: int) -> list[int]:
+        """Take the first ``end`` blocks out of the table; return those that were still in it."""
+        behind = self.blocks[self.num_released : end]
+        if behind:
+            self.blocks[self.num_released : end] = [RELEASED] * len(behind)
+            self.num_released, self.block_ids = end, None
+        return behind
+
+    def check_integrity(self) -> None:
+        """Check that the table lacks its released blocks and no other.
+
+        Raises:
+            GraftRuntimeError: It does not.
+        """
+        first = self.num_released
+        if self.blocks.count(RELEASED) != first or RELEASED in self.blocks[first:]:
+            message = f"{self.request_id} lacks blocks: {self.blocks}, {first} were released"
+            raise GraftRuntimeError(message)
 
     def append(self, token_id: int) -> FinishReason | None:
         """Add a sampled token and tell whether the request ends with it."""

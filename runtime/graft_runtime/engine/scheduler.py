@@ -18,7 +18,13 @@ from itertools import takewhile
 
 from graft_runtime.engine.batch import Batch, Row, decode_row, row_of
 from graft_runtime.engine.fair_share import OUTPUT_COST, PROMPT_COST, FairShare
-from graft_runtime.engine.kv_cache import BlockPool, blocks_for
+from graft_runtime.engine.kv_cache import (
+    RELEASED,
+    BlockPool,
+    blocks_behind,
+    blocks_for,
+    blocks_seen,
+)
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.waiting import WaitingQueue
 from graft_runtime.errors import GraftRuntimeError
@@ -35,6 +41,8 @@ class SchedulerLimits:
     max_scored_tokens: int = 256
     """Tokens of scored prompts in one step. Each has a row of logits, which is as long as the
     vocabulary: this bounds the memory they take."""
+    window: int | None = None
+    """How many tokens a token sees in any layer, itself included; None is all before it."""
 
 
 AdapterGate = Callable[[str], int | None]
@@ -150,6 +158,7 @@ class Scheduler:
             row.request.num_launched -= 1
             if (row.start + row.num_tokens) // size > row.start // size:
                 self._publish(row)
+                self._release(row)
         self._free_held(batch)
 
     def roll_back(self) -> None:
@@ -177,6 +186,8 @@ class Scheduler:
         """
         held = [table for batch in self._launched for table in batch.held]
         self.pool.check_integrity([request.blocks for request in self._running] + held)
+        for request in self._running:
+            request.check_integrity()
 
     # Choosing rows.
 
@@ -231,7 +242,8 @@ class Scheduler:
         # Nor may anything come from the cache while something is wanted of each of its tokens.
         num_shareable = 0 if request.needs_all else (len(request.tokens) - 1) // size
         shareable = request.block_keys(num_shareable, size)
-        found = self.pool.find(shareable)
+        window = self.limits.window
+        found = self.pool.find(shareable, None if window is None else blocks_seen(window, size))
         self.pool.share(found)  # before anything is allocated, or it might be evicted for that
         missing = blocks_for(len(request.tokens), size) - len(found)
         # One block beyond the prompt, so that admission is not followed at once by preemption.
@@ -241,6 +253,7 @@ class Scheduler:
             return False
         self._waiting.remove(request)
         request.num_computed = len(found) * size
+        request.num_released = found.count(RELEASED)
         request.blocks = found + self.pool.allocate(missing)
         request.slot = slot
         request.length_at_admission = request.length
@@ -330,6 +343,21 @@ class Scheduler:
         else:
             last.held.append(table)
             self._coming += self.pool.num_sole(table)
+
+    def _release(self, row: Row) -> None:
+        """Give back the blocks that no later token of a row's request sees.
+
+        Only now that the row has retired: one that fails is computed again from its start.
+        """
+        request, window = row.request, self.limits.window
+        if window is None or not row.is_current:
+            return
+        end = blocks_behind(row.start + row.num_tokens, window, self.limits.block_size)
+        behind = request.release(end)
+        if request.num_launched:
+            self._launched[-1].held.append(behind)  # a launched step was told of them
+        else:
+            self.pool.free(behind)
 
     def _free_held(self, batch: Batch) -> None:
         for table in batch.held:

@@ -210,9 +210,11 @@ def test_a_prompt_that_can_never_run_is_answered_at_once(prompt: list[int]) -> N
 class EngineMachine(RuleBasedStateMachine):
     """Any order of arrivals, cancellations, adapter changes and steps ends clean and right."""
 
+    window: int | None = None
+
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(num_blocks=14, num_pages=2, max_running=4)
+        self.bench = Bench(window=self.window, num_blocks=14, num_pages=2, max_running=4)
         self.revisions: list[str] = []
         self.aborted: set[str] = set()
         self.next_key = 100
@@ -267,3 +269,13 @@ class EngineMachine(RuleBasedStateMachine):
 
 TestEngineMachine = EngineMachine.TestCase
 TestEngineMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class WindowedEngineMachine(EngineMachine):
+    """The same where no layer sees further than a window, so that blocks are given back early."""
+
+    window: int | None = 6
+
+
+TestWindowedEngineMachine = WindowedEngineMachine.TestCase
+TestWindowedEngineMachine.settings = TestEngineMachine.settings

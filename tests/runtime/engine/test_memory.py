@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,12 +71,16 @@ def test_the_trial_never_waits_for_blocks(
 
 
 def started(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, meter: StandInMeter, **options: int
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    meter: StandInMeter,
+    model_dir: Path | None = None,
+    **options: int,
 ) -> Engine:
     monkeypatch.setattr(build, "create_meter", lambda _device: meter)
     settings = EngineChildSettings(
         socket=folder / "socket",
-        model_dir=make_model("llama", folder / "model", seed=1),
+        model_dir=model_dir or make_model("llama", folder / "model", seed=1),
         dtype="float32",
         max_model_len=None,
         device_pages=1,
@@ -95,6 +100,25 @@ def answer(engine: Engine) -> list[int]:
     engine.check_integrity()
     assert engine.stats().kv_blocks_used == 0
     return tokens
+
+
+MIXED = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "window"),
+    [("mistral", {}, 12), ("gemma3_text", MIXED, None)],
+)
+def test_the_engine_knows_a_window_that_every_layer_has(
+    model_type: str,
+    config: dict[str, Any],
+    window: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model_dir = make_model(model_type, tmp_path, seed=1, sliding_window=12, **config)
+    engine = started(tmp_path, monkeypatch, StandInMeter(None), model_dir, kv_blocks=9)
+    assert engine.limits.scheduler.window == window
 
 
 def test_a_measured_pool_is_what_the_limit_leaves(

@@ -130,9 +130,11 @@ def test_a_step_that_cannot_be_launched_fails_only_its_culprit(
 class OverlapMachine(RuleBasedStateMachine):
     """Arrivals, cancellations, failures and adapter changes between launches and retirements."""
 
+    window: int | None = None
+
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(num_blocks=13, num_pages=1, max_running=4)
+        self.bench = Bench(window=self.window, num_blocks=13, num_pages=1, max_running=4)
         self.bench.model.poison = POISON
         self.aborted: set[str] = set()
         self.revisions = [self.bench.register(key) for key in (201, 202)]
@@ -200,3 +202,13 @@ class OverlapMachine(RuleBasedStateMachine):
 
 TestOverlapMachine = OverlapMachine.TestCase
 TestOverlapMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class WindowedOverlapMachine(OverlapMachine):
+    """The same where no layer sees further than a window, so that blocks are given back early."""
+
+    window: int | None = 6
+
+
+TestWindowedOverlapMachine = WindowedOverlapMachine.TestCase
+TestWindowedOverlapMachine.settings = TestOverlapMachine.settings
