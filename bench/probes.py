@@ -71,6 +71,9 @@ def tensor() -> dict[str, Any]:
 KINDS: Final[Mapping[str, tuple[str, Callable[[], dict[str, Any]]]]] = {
     "completion": ("/v1/completions", lambda: {"prompt": text()}),
     "tokens": ("/v1/completions", lambda: {"prompt": [101] * (BODY_BYTES // 5)}),
+    "words": ("/v1/completions", lambda: {"prompt": ["a"] * (BODY_BYTES // 5)}),
+    "escaped words": ("/v1/completions", lambda: {"prompt": ["\n"] * (BODY_BYTES // 6)}),
+    "faults": ("/v1/completions", lambda: {"prompt": "a", "bad_words": [1] * (BODY_BYTES // 3)}),
     "prompts": ("/v1/completions", lambda: {"prompt": [text(BODY_BYTES // 32)] * 32}),
     "escapes": ("/v1/completions", lambda: {"prompt": "\u00e9" * (BODY_BYTES // 6)}),
     "chat": ("/v1/chat/completions", lambda: {"messages": [message(text())]}),

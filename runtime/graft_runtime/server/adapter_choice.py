@@ -20,7 +20,7 @@ class MergedAdapters(Fields):
     """LoRAX's `merged_adapters`, as far as it is honoured: the weighted sum of the updates."""
 
     ids: list[ModelName] = Field(min_length=1, max_length=8)
-    weights: list[Finite] = Field(default=[])
+    weights: list[Finite] = Field(default=[], fail_fast=True)
     merge_strategy: Literal["linear"] = "linear"
     density: float | None = None
     majority_sign_method: str | None = None

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from graft_runtime.errors import MalformedBodyError, MediaTypeError
 from graft_runtime.server.context import Exchange, exchange_of
+from graft_runtime.server.json_pieces import PieceDecoder, has_many
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,9 +69,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
         MalformedBodyError: With the place or the rule, never with the content.
     """
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant
-        )
+        value = _decoded(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise MalformedBodyError("the body is not UTF-8") from error
     except RecursionError as error:
@@ -86,8 +85,15 @@ def parse_object(data: bytes) -> dict[str, Any]:
     return value
 
 
+def _decoded(text: str) -> Any:
+    if has_many(text):
+        return PieceDecoder(_object, _refuse_constant).decode(text)
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
+    # Not `dict`, which would keep the interpreter to itself: there may be a million.
+    value = {key: value for key, value in pairs}  # noqa: C416
     if len(value) != len(pairs):
         raise MalformedBodyError("an object has the same key twice")
     return value

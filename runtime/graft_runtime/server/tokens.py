@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from graft_runtime.errors import InvalidRequestError, NotReadyError
 from graft_runtime.server.backend import Target
-from graft_runtime.server.body import read_object
+from graft_runtime.server.body import off_loop, read_object
 from graft_runtime.server.context import Exchange, Frontend, exchange_of, frontend_of
 from graft_runtime.server.fields import (
     Fields,
@@ -67,7 +67,7 @@ class DetokenizeFields(Fields):
     """What is honoured of a request for text."""
 
     model: ModelName | None = None
-    tokens: list[Int32] = Field(max_length=MAX_TOKENS)
+    tokens: list[Int32] = Field(max_length=MAX_TOKENS, fail_fast=True)
 
 
 class ChatTokenizeFields(TemplateFields):
@@ -99,7 +99,9 @@ async def tokenize(request: Request) -> Response:  # noqa: D103 - see the summar
 async def detokenize(request: Request) -> Response:  # noqa: D103 - see the summary
     frontend, exchange = frontend_of(request), exchange_of(request.scope)
     body = await read_object(request)
-    fields, exchange.ignored_fields = parse_fields(DetokenizeFields, body, {})
+    fields, exchange.ignored_fields = await off_loop(
+        exchange, parse_fields, DetokenizeFields, body, {}
+    )
     frontend.backend.resolve(fields.model)
     text = await admit(frontend, len(fields.tokens))
     await asyncio.to_thread(check_token_ids, fields.tokens, text.tokenizer, "tokens")

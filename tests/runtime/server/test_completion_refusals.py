@@ -35,6 +35,15 @@ async def test_a_known_field_that_is_not_honoured_is_refused_by_name(
     assert field in error["message"]
 
 
+@pytest.mark.parametrize("value", [1, [], {}])
+async def test_of_many_faults_the_first_alone_is_looked_for(
+    client: httpx.AsyncClient, value: object
+) -> None:
+    error = await refused(client, bad_words=["a"] * 7 + [value] * 100_000)
+    assert error["param"] == "bad_words[7]"
+    assert error["message"] == "`bad_words[7]`: Input should be a valid string"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

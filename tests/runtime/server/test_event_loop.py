@@ -16,7 +16,7 @@ import pytest
 
 from graft_protocol.config import ServerSettings
 from graft_runtime.metrics import Metrics
-from graft_runtime.server import body
+from graft_runtime.server import body, tokens
 from graft_runtime.server.anthropic import messages
 from graft_runtime.server.app import create_app
 from graft_runtime.server.openai import chat, completions, responses
@@ -63,8 +63,10 @@ class Hold:
         (completions, "_read", "/v1/completions", {"prompt": [7] * 50_000}),
         (Tokenizer, "encode", "/v1/completions", {"prompt": LONG}),
         (Tokenizer, "encode", "/generate", {"inputs": LONG}),
+        (Tokenizer, "decode", "/v1/completions", {"prompt": [7] * 50_000, "echo": True}),
         (Tokenizer, "spans", "/tokenize", {"inputs": LONG}),
         (Tokenizer, "encode", "/tokenize", {"prompt": LONG}),
+        (tokens, "parse_fields", "/detokenize", {"tokens": [7] * 50_000}),
         (Tokenizer, "decode", "/detokenize", {"tokens": [7] * 50_000}),
         (chat, "read_chat", "/v1/chat/completions", {"messages": CHAT}),
         (responses, "read_chat", "/v1/responses", {"input": LONG}),

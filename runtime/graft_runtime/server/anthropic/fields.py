@@ -94,7 +94,7 @@ class MessagesFields(CountFields):
     """What this surface honours."""
 
     max_tokens: PositiveInt
-    stop_sequences: list[str] = Field(default=[])
+    stop_sequences: list[str] = Field(default=[], fail_fast=True)
     stream: bool = False
     temperature: Temperature | None = None
     top_p: TopP | None = None

@@ -22,7 +22,7 @@ class Prompted:
     """One prompt and its jobs, one per answer."""
 
     shown: str
-    """The prompt as it is echoed."""
+    """The prompt as it is echoed; empty if it is not."""
     jobs: tuple[Job, ...]
 
 

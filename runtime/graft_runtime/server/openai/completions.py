@@ -123,7 +123,8 @@ async def _prepare(
             terms=fields.terms,
             stream_interval=fields.stream_interval,
         )
-        groups.append(Prompted(_shown(text.tokenizer, prompt), tuple(fork(job, fields.n))))
+        shown = await _shown(text.tokenizer, prompt) if fields.echo else ""
+        groups.append(Prompted(shown, tuple(fork(job, fields.n))))
     return Completion(
         id=f"cmpl-{exchange.request_id}",
         created=int(time.time()),
@@ -139,11 +140,11 @@ async def _prepare(
     )
 
 
-def _shown(tokenizer: Tokenizer, prompt: Prompt) -> str:
-    """Return a prompt as it is echoed."""
+async def _shown(tokenizer: Tokenizer, prompt: Prompt) -> str:
+    """Return a prompt as it is echoed, without stalling the loop."""
     if isinstance(prompt, str):
         return prompt
-    return tokenizer.decode(prompt, skip_special_tokens=False)
+    return await asyncio.to_thread(tokenizer.decode, prompt, skip_special_tokens=False)
 
 
 async def _encode(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticKnownError
 
 from graft_runtime.errors import InvalidRequestError
 from graft_runtime.server.fields import (
@@ -33,6 +34,8 @@ UNSUPPORTED: Final[Unsupported] = {
     "stream_options": ({}, {"include_obfuscation": False}),
 }
 """Nothing is kept after an answer, so nothing can be referred to."""
+MAX_METADATA: Final = 16
+"""Pairs that come back as they were sent."""
 
 
 class TextFields(Fields):
@@ -62,11 +65,20 @@ class ResponsesFields(Fields):
     parallel_tool_calls: bool = True
     text: TextFields = TextFields()
     reasoning: ReasoningFields = ReasoningFields()
-    metadata: dict[str, str] = Field(default={}, max_length=16)
+    metadata: dict[str, str] = Field(default={}, max_length=MAX_METADATA)
     seed: int | None = None
     user: RouteKey | None = None
     request_id: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _few_pairs(cls, value: Any) -> Any:
+        """Count before each value is looked at, whose faults would all be written down."""
+        if isinstance(value, dict) and len(value) > MAX_METADATA:
+            lengths = {"max_length": MAX_METADATA, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", {"field_type": "Dictionary", **lengths})
+        return value
 
     def to_chat(self) -> dict[str, Any]:
         """Return the same as a body of chat completions.

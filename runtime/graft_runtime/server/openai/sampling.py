@@ -90,9 +90,9 @@ class SamplingFields(Fields):
     frequency_penalty: Penalty = 0.0
     logit_bias: dict[int, Finite] = Field(default={})
     allowed_token_ids: list[Int32] | None = Field(
-        default=None, min_length=1, max_length=MAX_ALLOWED
+        default=None, min_length=1, max_length=MAX_ALLOWED, fail_fast=True
     )
-    bad_words: list[str] = Field(default=[])
+    bad_words: list[str] = Field(default=[], fail_fast=True)
     min_tokens: int = Field(default=0, ge=0, lt=2**31)
     n: Choices = 1
     prompt_logprobs: NumTop | None = None
