@@ -102,8 +102,9 @@ class Stand:
         """Wait for something while the operator lives; show its log if it does not."""
 
         def asked() -> Any:
-            answer = ask()
+            # Asked first: who has been killed by now was hit before, which is then the answer.
             code = self.operator.code if self.operator else None
+            answer = ask()
             assert answer or code is None, f"{code}: {self.operator and self.operator.tail()}"
             return answer
 

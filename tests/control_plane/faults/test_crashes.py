@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from tests.control_plane.conftest import POLL_SECONDS
-from tests.control_plane.faults.conftest import CONVERGED_SECONDS, QUIET_AUDITS, Stand
+from tests.control_plane.faults.conftest import QUIET_AUDITS, Stand
 from tests.control_plane.faults.scenarios import SCENARIOS, Scenario
 from tests.support.proof.history import Json, Write
 from tests.support.proof.script import WRITES, Kill, Rule
@@ -84,17 +82,10 @@ def crash(stand: Stand, scenario: Scenario, number: int, k: int, side: str, clea
 
 def until_killed(stand: Stand, rule: Rule, wanted: Json) -> bool:
     """Wait until the operator was killed; tell whether it was, or all was done before."""
-    operator = stand.operator
-    assert operator is not None
-    end = time.monotonic() + CONVERGED_SECONDS
-    while not rule.hits and not stand.is_at(wanted):
-        assert time.monotonic() < end, f"neither done nor dead\n{operator.tail()}"
-        time.sleep(POLL_SECONDS)
-    if not rule.hits:
-        # What comes after the end may still be the write.
-        audits = stand.proxy.counts["list pods"]
-        while not rule.hits and stand.proxy.counts["list pods"] <= audits + QUIET_AUDITS:
-            time.sleep(POLL_SECONDS)
+    stand.until(lambda: rule.hits or stand.is_at(wanted), "the operator to be done or dead")
+    # What comes after the end may still be the write.
+    last = stand.proxy.counts["list pods"] + QUIET_AUDITS
+    stand.until(lambda: rule.hits or stand.proxy.counts["list pods"] > last, "audits")
     return bool(rule.hits)
 
 
