@@ -19,6 +19,7 @@ from graft_operator.resources.placement import (
 )
 from graft_operator.resources.rollout import DEADLINE_AFTER_START, SOME_PROGRESS
 from graft_operator.resources.scaling import MIN_UP_TO_MAX, SOME_TARGET
+from graft_operator.resources.selector import SELECTS_SOMETHING, VALUES_WHEN_COMPARED
 from graft_operator.resources.tenancy import NAMES_WHEN_LISTED, SELECTOR_WHEN_SELECTED
 from tests.support.local import adapter_document, service_document
 
@@ -30,6 +31,11 @@ def _tolerating(**toleration: Any) -> Manifest:
 def _choosing(**expression: Any) -> Manifest:
     required = [{"matchExpressions": [{"key": "gpu", **expression}]}]
     return service_document(scheduling={"nodeAffinity": {"required": required}})
+
+
+def _selecting(**selector: Any) -> Manifest:
+    allowed = {"from": "Selector", "selector": selector}
+    return service_document(adapters={"allowedNamespaces": allowed})
 
 
 def _steps(*weights: int) -> Manifest:
@@ -65,6 +71,19 @@ BROKEN_RULES: dict[str, tuple[Manifest, str]] = {
     "a selector that is not asked for": (
         service_document(adapters={"allowedNamespaces": {"selector": {"matchLabels": {"a": "b"}}}}),
         SELECTOR_WHEN_SELECTED,
+    ),
+    "a selector of nothing": (_selecting(), SELECTS_SOMETHING),
+    "a selector of no labels": (
+        _selecting(matchLabels={}, matchExpressions=[]),
+        SELECTS_SOMETHING,
+    ),
+    "NotIn without values": (
+        _selecting(matchExpressions=[{"key": "a", "operator": "NotIn"}]),
+        VALUES_WHEN_COMPARED,
+    ),
+    "DoesNotExist with values": (
+        _selecting(matchExpressions=[{"key": "a", "operator": "DoesNotExist", "values": ["b"]}]),
+        VALUES_WHEN_COMPARED,
     ),
     "no progress": (
         service_document(rollout={"maxSurge": 0, "maxUnavailable": 0}),

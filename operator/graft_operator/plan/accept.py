@@ -58,7 +58,7 @@ class SecretFacts:
 class NamespaceFacts:
     """What is known of a namespace; `problem` says why its labels are not."""
 
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] | None = None
     problem: str = ""
 
 

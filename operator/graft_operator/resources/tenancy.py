@@ -7,31 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from graft_operator.resources.fields import (
-    Bytes,
-    Count,
-    LabelKey,
-    LabelValue,
-    Namespace,
-    ObjectName,
-)
+from graft_operator.resources.fields import Bytes, Count, Namespace, ObjectName
 from graft_operator.resources.meta import Closed
+from graft_operator.resources.selector import NamespaceSelector
 
 NAMES_WHEN_LISTED = "names goes with from: Listed, and only with that"
 SELECTOR_WHEN_SELECTED = "selector goes with from: Selector, and only with that"
 
 Rank = Annotated[int, Field(ge=1, le=512)]
-
-
-class NamespaceSelector(Closed):
-    """Namespaces with certain labels."""
-
-    match_labels: Annotated[dict[LabelKey, LabelValue], Field(min_length=1, max_length=16)]
-    """Labels that such a namespace has, all of them."""
-
-    def matches(self, labels: Mapping[str, str]) -> bool:
-        """Whether a namespace with these labels is one."""
-        return self.match_labels.items() <= labels.items()
 
 
 class AllowedNamespaces(Closed):
@@ -69,9 +52,16 @@ class AllowedNamespaces(Closed):
             raise ValueError(SELECTOR_WHEN_SELECTED)
         return self
 
-    def admits(self, namespace: str, own: str, labels: Mapping[str, str]) -> bool:
-        """Whether adapters of a namespace with these labels may attach to a service in `own`."""
-        if self.selector is not None and self.selector.matches(labels):
+    def admits(self, namespace: str, own: str, labels: Mapping[str, str] | None) -> bool:
+        """Whether adapters of a namespace may attach to a service in `own`.
+
+        Args:
+            namespace: Theirs.
+            own: The service's.
+            labels: Of their namespace. None if nobody knows them: then no selector lets it in,
+                since a label that is not known is not one that is absent.
+        """
+        if self.selector is not None and labels is not None and self.selector.matches(labels):
             return True
         return self.from_ == "All" or namespace == own or namespace in (self.names or ())
 

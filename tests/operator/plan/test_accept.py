@@ -41,8 +41,27 @@ def test_a_namespace_is_let_in_by_its_labels_as_far_as_they_are_known(
 ) -> None:
     context = AcceptContext(namespaces={"tenant": facts})
     found = verdict(make_adapter("shout", "tenant"), context, adapters=BY_LABEL)
-    assert found.is_accepted == (facts.labels.get("llm") == "yes")
+    assert found.is_accepted == (told == "served as")
     assert told in found.message
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_accepted"),
+    [
+        (NamespaceFacts({}), True),
+        (NamespaceFacts({"closed": "no"}), False),
+        (NamespaceFacts(problem="may not be read"), False),
+        (NamespaceFacts(), False),
+    ],
+)
+def test_a_label_that_is_not_known_is_not_one_that_is_absent(
+    facts: NamespaceFacts, is_accepted: bool
+) -> None:
+    absent = {"matchExpressions": [{"key": "closed", "operator": "DoesNotExist"}]}
+    adapters = {"allowedNamespaces": {"from": "Selector", "selector": absent}}
+    context = AcceptContext(namespaces={"tenant": facts})
+    found = verdict(make_adapter("shout", "tenant"), context, adapters=adapters)
+    assert found.is_accepted == is_accepted
 
 
 def test_the_services_own_namespace_needs_no_label() -> None:
