@@ -76,8 +76,10 @@ class Bench:
         self.engine.submit(message)
         return name
 
-    def register(self, key: int, *, prefetch: bool = True, pinned: bool = False) -> str:
-        revision = f"ns/a{key}@{key:012d}"
+    def register(
+        self, key: int, *, name: str = "a", prefetch: bool = True, pinned: bool = False
+    ) -> str:
+        revision = f"ns/{name}{key}@{key:012d}"
         path = str(Path("/x") / str(key))
         self.engine.register(RegisterAdapter(revision, path, 8, prefetch, pinned))
         return revision

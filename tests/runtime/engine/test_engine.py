@@ -135,6 +135,18 @@ def test_more_adapters_than_pages_take_turns() -> None:
     bench.assert_all_right()
 
 
+def test_the_same_bytes_under_two_names_run_side_by_side_on_room_for_one() -> None:
+    bench = Bench(num_pages=1)
+    names = [bench.register(31), bench.register(31, name="b")]
+    requests = [bench.submit([1, 2], max_tokens=9, adapter=name) for name in names]
+    while not bench.finished:
+        bench.step()
+        assert len(bench.slots.keys) <= 1
+    assert all(len(bench.tokens[request]) >= 8 for request in requests)
+    bench.drain()
+    bench.assert_all_right()
+
+
 def test_a_stream_of_requests_for_one_adapter_does_not_starve_another() -> None:
     bench = Bench(num_pages=1)
     busy, patient = bench.register(31), bench.register(32)
