@@ -1,5 +1,6 @@
 """A reverse proxy on loopback that spoils chosen answers of an HTTP server on their way back."""
 
+import gzip
 import http.client
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ class Fault:
     """Send these too."""
     append: bytes = b""
     """Add to the body, and to its announced length."""
+    compress: bool = False
+    """Send the body gzipped, and say so."""
     before: Callable[[], None] | None = None
     """Do this before the request is passed on."""
 
@@ -110,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = answer.read() + fault.append
         finally:
             connection.close()
+        if fault.compress:
+            body = gzip.compress(body)
         self.send_response(answer.status)
         ours = {"content-length", "transfer-encoding", "connection", *map(str.lower, fault.headers)}
         for name, value in answer.getheaders():
@@ -117,6 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         for name, value in fault.headers.items():
             self.send_header(name, value)
+        if fault.compress:
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(body) + fault.announce))
         self.close_connection = fault.announce != 0
         self.end_headers()

@@ -4,6 +4,7 @@ leaves nothing half-written and disturbs nobody else.
 
 import asyncio
 import itertools
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,10 +18,12 @@ from graft_runtime.ipc.messages import (
     AdapterPrepared,
     AdapterRefused,
     FromLoader,
+    ModelPrepared,
     PrepareAdapter,
     PrepareModel,
     ToLoader,
 )
+from graft_runtime.sources import object_store
 from graft_runtime.sources.endpoints import SourcePolicy
 from tests.support.fault_proxy import Fault, FaultProxy, spoil
 from tests.support.loader_process import run_loader_here, write_key
@@ -57,6 +60,7 @@ FAULTS: dict[str, tuple[Plan, Reason]] = {
     "a break in the middle, always": (weights(cut_after_bytes=100), Reason.TRUNCATED_DOWNLOAD),
     "extra bytes": (weights(append=b"extra"), Reason.SOURCE_CHANGED),
     "a length that is a lie": (weights(announce=7), Reason.SOURCE_CHANGED),
+    "gzip instead of the bytes": (weights(compress=True), Reason.SOURCE_CHANGED),
     "another object's ETag": (weights(headers={"ETag": '"x"'}), Reason.SOURCE_CHANGED),
     "a permanent redirect": (
         everywhere(status=301, location="http://127.0.0.1:1/elsewhere"),
@@ -111,11 +115,11 @@ async def run(
 
 
 async def _answers(
-    channel: AsyncChannel[FromLoader, ToLoader],
+    channel: AsyncChannel[FromLoader, ToLoader], count: int = 2
 ) -> dict[str, AdapterPrepared | AdapterRefused]:
     answers: dict[str, AdapterPrepared | AdapterRefused] = {}
     async with asyncio.timeout(60):
-        while len(answers) < 2:
+        while len(answers) < count:
             message = await channel.receive()
             if isinstance(message, AdapterPrepared | AdapterRefused):
                 answers[message.revision] = message
@@ -142,6 +146,59 @@ async def test_nobody_listening_ends_as_unavailable(
     answer = await run(folder, s3, nobody, base_model, peft_adapter, "s3://bucket/a")
     assert isinstance(answer, AdapterRefused)
     assert answer.reason == Reason.SOURCE_UNAVAILABLE
+
+
+async def test_a_name_that_nobody_knows_ends_as_unavailable(
+    folder: Path, s3: S3, base_model: Path, peft_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "no")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    nobody = FaultProxy("http://store.example:9000")
+    answer = await run(folder, s3, nobody, base_model, peft_adapter, "s3://bucket/a")
+    assert isinstance(answer, AdapterRefused)
+    assert answer.reason == Reason.SOURCE_UNAVAILABLE
+
+
+async def test_a_prefix_with_more_objects_than_an_adapter_has_is_given_up(
+    folder: Path,
+    s3: S3,
+    proxy: FaultProxy,
+    base_model: Path,
+    peft_adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(object_store, "MAX_LISTED", 5)
+    bucket = upload(s3, peft_adapter)
+    s3.put(bucket, {f"t/a1/below/{number}": b"" for number in range(6)})
+    answer = await run(folder, s3, proxy, base_model, peft_adapter, f"s3://{bucket}/t/a1")
+    assert isinstance(answer, AdapterRefused)
+    assert answer.reason == Reason.TOO_LARGE
+
+
+async def test_a_full_disk_ends_as_such_and_the_next_attempt_succeeds(
+    folder: Path, s3: S3, base_model: Path, peft_adapter: Path
+) -> None:
+    uri = f"s3://{upload(s3, peft_adapter)}/t/a1"
+    write_key(folder, "k", s3.credential)
+    async with run_loader_here(folder, allowed_endpoints=(s3.endpoint,)) as channel:
+        channel.post(PrepareModel(base_model.as_uri()))
+        while not isinstance(await channel.receive(), ModelPrepared):
+            pass
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as if there were no more room
+        try:
+            channel.post(PrepareAdapter("bad", uri, credential="k"))
+            answer = (await _answers(channel, 1))["bad"]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert isinstance(answer, AdapterRefused)
+        assert answer.reason == Reason.CACHE_FULL
+        for place in ("adapters", "tmp", "partial"):
+            assert list((folder / "cache" / place).iterdir()) == []
+        channel.post(PrepareAdapter("bad", uri, credential="k"))
+        assert isinstance((await _answers(channel, 1))["bad"], AdapterPrepared)
 
 
 async def test_a_break_near_the_end_is_mended(

@@ -1,6 +1,8 @@
 """``https://``: a manifest on a web server, and the files beside it."""
 
+import asyncio
 import hashlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,26 @@ def test_a_host_that_the_service_does_not_allow_is_never_asked() -> None:
         with pytest.raises(ReasonedError) as caught:
             open_source(uri, None, SourcePolicy(allowed_endpoints=("https://other.example",)))
         assert caught.value.reason is Reason.SOURCE_FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    "address", ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254", "100.100.100.200"]
+)
+async def test_a_name_that_leads_to_a_metadata_address_is_refused(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    port = int(web.host.rpartition(":")[2])
+
+    async def resolve(*_: object, **__: object) -> list[tuple[object, ...]]:
+        found = [("127.0.0.1", port), (address, port)]
+        return [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", where) for where in found]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    host = f"files.example:{port}"
+    policy = SourcePolicy(allowed_endpoints=(f"https://{host}",), max_retries=0)
+    error = await refusal(open_source(f"https://{host}/t/a1/manifest", None, policy))
+    assert error.reason is Reason.SOURCE_FORBIDDEN
+    assert web.requests == []
 
 
 async def test_an_unknown_authority_is_not_trusted(web: WebServer) -> None:

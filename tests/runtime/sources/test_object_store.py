@@ -162,6 +162,24 @@ async def test_a_name_that_leads_to_a_metadata_address_is_refused(
     assert await reason_of_listing(source) is Reason.SOURCE_FORBIDDEN
 
 
+async def test_a_name_that_leads_elsewhere_after_it_was_checked_is_not_followed(
+    s3: S3, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(proxy.endpoint.rpartition(":")[2])
+    answers = [["127.0.0.1"], ["127.0.0.1", "169.254.169.254"]]
+
+    async def resolve(*_: object, **__: object) -> list[tuple[object, ...]]:
+        found = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (where, port)) for where in found]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    source = source_at(s3, "s3://faults/a", f"http://localhost:{port}")
+    assert await reason_of_listing(source) is Reason.SOURCE_UNAVAILABLE
+    assert proxy.requests == []
+    answers[:] = [["127.0.0.1"]]
+    assert await read_only_file(source) == BODY
+
+
 @pytest.mark.parametrize(
     ("status", "code", "reason"),
     [
