@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +46,8 @@ class RunningPod:
     internal_url: str
     client: httpx.AsyncClient
     log: Path
+    told: list[str] = field(default_factory=list)
+    """What the startup probe said while the pod was not ready."""
 
     async def until(
         self,
@@ -77,6 +79,9 @@ class RunningPod:
 
     async def is_ready(self) -> bool:
         try:
+            answer = await self.client.get(f"{self.url}/startupz")
+            if answer.status_code != 200:
+                self.told.append(answer.json()["detail"])
             return (await self.client.get(f"{self.url}/readyz")).status_code == 200
         except httpx.TransportError:
             return False

@@ -46,7 +46,7 @@ class Places:
         self.hub: Hub = stack.enter_context(serve_hub())
         self.web: WebServer = stack.enter_context(serve_files(certificate))
         self.folder = folder
-        self.hub.tokens = self.hub.granted = {"good"}
+        self.hub.tokens, self.hub.granted = {"good"}, {"good"}
         token = Credential(token="good")
         self.credentials = {
             "s3": s3.credential,
@@ -173,6 +173,45 @@ async def test_a_hub_revision_is_read_at_its_commit_which_is_told_and_remembered
         reason, message = refusal(await loader.prepare("team-a/x@0", uri))
         assert (reason, "offline" in message) == (Reason.SOURCE_UNAVAILABLE, True)
     assert len(places.hub.requests) == asked
+
+
+async def test_a_base_model_of_the_hub_is_found_again_offline(
+    places: Places, base_model: Path, folder: Path
+) -> None:
+    uri = places.publish("hf", "kept", base_model)
+    write_key(folder, "hf", places.credentials["hf"])
+    async with run_loader_process(
+        folder, environment=ONLINE, allowed_endpoints=places.allowed
+    ) as loader:
+        first = await loader.prepare_model(uri, credential="hf")
+    assert isinstance(first, ModelPrepared), first
+    assert first.origin is not None
+    asked = len(places.hub.requests)
+    (folder / "s").unlink(missing_ok=True)
+    async with run_loader_process(folder, environment={"HF_HUB_OFFLINE": "1"}) as loader:
+        again = await loader.prepare_model(first.origin)
+        assert isinstance(again, ModelPrepared), again
+        assert (again.digest, again.path) == (first.digest, first.path)
+        moving = await loader.prepare_model("hf://org/never-seen@main")
+        assert isinstance(moving, ModelRefused)
+        assert moving.reason == Reason.SOURCE_UNAVAILABLE
+        assert "offline" in moving.message
+    assert len(places.hub.requests) == asked
+
+
+async def test_a_gated_base_model_is_refused_to_who_was_not_granted_it(
+    loader: LoaderProcess, places: Places, base_model: Path
+) -> None:
+    uri = places.publish("hf", "gated-model", base_model)
+    places.hub.tokens |= {"stranger"}
+    stranger = Credential(token="stranger", endpoint=places.hub.endpoint)
+    write_key(loader.folder, "stranger", stranger)
+    refused = await loader.prepare_model(uri, credential="stranger")
+    assert isinstance(refused, ModelRefused), refused
+    assert refused.reason == Reason.SOURCE_FORBIDDEN
+    assert "gated" in refused.message
+    assert "stranger" not in refused.message
+    assert isinstance(await loader.prepare_model(uri, credential="hf"), ModelPrepared)
 
 
 async def test_a_file_that_is_not_what_its_manifest_says_is_refused(

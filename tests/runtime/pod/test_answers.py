@@ -61,6 +61,13 @@ async def test_the_loglikelihood_of_a_text_is_transformers(pod: RunningPod) -> N
             assert (value == best) == bool(token == row.argmax())
 
 
+async def test_the_startup_probe_tells_how_far_the_start_has_come(pod: RunningPod) -> None:
+    phases = {told.partition(":")[0] for told in pod.told}
+    assert phases & {"downloading model", "starting engine", "loading weights", "warming up"}
+    answer = await pod.client.get(f"{pod.url}/startupz")
+    assert (answer.status_code, answer.json()["detail"]) == (200, "Ready")
+
+
 async def test_eight_answers_compute_their_prompt_once(pod: RunningPod) -> None:
     body = await ask(
         pod, "/v1/completions", prompt=PROMPT, n=8, seed=7, max_tokens=12, temperature=1.0

@@ -13,9 +13,15 @@ from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from graft_runtime.engine.counts import CountSlots
@@ -151,6 +157,55 @@ def test_only_allowed_tokens_are_left() -> None:
     scores = edited_one(request(allowed_token_ids=(4, 8)), logits)[0]
     assert scores.isfinite().nonzero()[:, 0].tolist() == [4, 8]
     assert torch.equal(scores[[4, 8]], logits[0, [4, 8]])
+
+
+def test_the_allowed_set_is_transformers_constraint() -> None:
+    logits = random_logits(1)
+    made = request(allowed_token_ids=(4, 8, 30))
+    processor = PrefixConstrainedLogitsProcessor(lambda _batch, _tokens: [4, 8, 30], num_beams=1)
+    torch.testing.assert_close(edited_one(made, logits), transformed(made, logits, processor))
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_all_rules_and_all_narrowing_are_transformers_in_its_order(count: int) -> None:
+    """The distribution that is drawn from, as `generate` would make it."""
+    logits = random_logits(1, seed=3)
+    words = [[11], [7, 9, 8]]
+    made = request(
+        seed=5,
+        logit_bias={4: 2.5, 9: -3.0, 30: 1.5},
+        repetition_penalty=1.3,
+        bad_words=tuple(tuple(word) for word in words),
+        min_tokens=count,
+        temperature=2.0,
+        top_k=30,
+        top_p=0.95,
+        min_p=0.02,
+        typical_p=0.9,
+        logprobs=True,
+        top_logprobs=VOCAB,
+        processed_logprobs=True,
+    )
+    expected = transformed(
+        made,
+        logits,
+        SequenceBiasLogitsProcessor({(4,): 2.5, (9,): -3.0, (30,): 1.5}),
+        RepetitionPenaltyLogitsProcessor(1.3),
+        NoBadWordsLogitsProcessor(words),
+        MinNewTokensLengthLogitsProcessor(len(PROMPT), count, sorted(STOP)),
+        TemperatureLogitsWarper(2.0),
+        TopKLogitsWarper(30),
+        TopPLogitsWarper(0.95),
+        MinPLogitsWarper(0.02),
+        TypicalLogitsWarper(0.9),
+    ).log_softmax(dim=-1)[0]
+    sampled = sample(logits, build_sampling([made]))
+    assert sampled.top_ids_SK is not None
+    assert sampled.top_logprobs_SK is not None
+    drawn_from = torch.full((VOCAB,), float("-inf"))
+    drawn_from[sampled.top_ids_SK[0]] = sampled.top_logprobs_SK[0]
+    assert 3 < int(expected.isfinite().sum()) < VOCAB - 20
+    torch.testing.assert_close(drawn_from, expected)
 
 
 MIXED: list[dict[str, Any]] = [
