@@ -164,6 +164,9 @@ class BlockPool:
         """Give back every block of a table and empty it.
 
         The last block is the first to be forgotten: a prefix serves more requests than a tail.
+
+        Raises:
+            GraftRuntimeError: A block that nobody holds: a caller's bug, and never retried.
         """
         for block in reversed(table):
             if block == RELEASED:

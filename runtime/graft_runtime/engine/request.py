@@ -157,6 +157,11 @@ class Request:
             self.keys.append(parent)
         return self.keys[:count]
 
+    def take(self, found: list[int], new: list[int]) -> None:
+        """Begin a table with what the prefix cache had, and blocks for what is to be computed."""
+        self.blocks = found + new
+        self.num_released = found.count(RELEASED)
+
     def release(self, end: int) -> list[int]:
         """Take the first ``end`` blocks out of the table; return those that were still in it."""
         behind = self.blocks[self.num_released : end]

@@ -43,7 +43,12 @@ class PoolingModel(Model, Protocol):
     def forward_pooled(
         self, batch: ForwardBatch, bounds: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """Return logits, and sums of hidden states [E, H] between bounds in T."""
+        """Return float32 logits [S, V], and sums of hidden states [E, H], float32.
+
+        Args:
+            batch: What to compute.
+            bounds: First token and the one behind the last, in T, of each of the E sums.
+        """
 
 
 class Forwarded(NamedTuple):

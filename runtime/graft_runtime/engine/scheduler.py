@@ -18,13 +18,7 @@ from itertools import takewhile
 
 from graft_runtime.engine.batch import Batch, Row, decode_row, row_of
 from graft_runtime.engine.fair_share import OUTPUT_COST, PROMPT_COST, FairShare
-from graft_runtime.engine.kv_cache import (
-    RELEASED,
-    BlockPool,
-    blocks_behind,
-    blocks_for,
-    blocks_seen,
-)
+from graft_runtime.engine.kv_cache import BlockPool, blocks_behind, blocks_for, blocks_seen
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.waiting import WaitingQueue
 from graft_runtime.errors import GraftRuntimeError
@@ -150,6 +144,9 @@ class Scheduler:
         """Name the blocks that the oldest launched step filled, and free what it kept from others.
 
         Its tokens must have been recorded, as far as their requests have not ended.
+
+        Raises:
+            GraftRuntimeError: An older step has not retired: a caller's bug, and never retried.
         """
         if self._launched.popleft() is not batch:
             raise GraftRuntimeError("steps retire in the order of their launch")
@@ -253,8 +250,7 @@ class Scheduler:
             return False
         self._waiting.remove(request)
         request.num_computed = len(found) * size
-        request.num_released = found.count(RELEASED)
-        request.blocks = found + self.pool.allocate(missing)
+        request.take(found, self.pool.allocate(missing))
         request.slot = slot
         request.length_at_admission = request.length
         self._count_hits(request)

@@ -52,7 +52,7 @@ class TokenRules:
         stop_ids: frozenset[int],
         slots: CountSlots,
     ) -> TokenRules | None:
-        """Return a request's rules, or None when it has none."""
+        """Return a request's rules, or None when it has none. Arguments as of the constructor."""
         has_rules = (
             sampling.penalises
             or sampling.logit_bias

@@ -48,7 +48,12 @@ class Rope:
         return self.rotation(batch.positions_T, frequencies_TP)
 
     def rotation(self, positions_T: Tensor, frequencies_TP: Tensor | None = None) -> Rotation:
-        """Compute the angles in float32, then round them to the model's dtype."""
+        """Compute the angles in float32, then round them to the model's dtype.
+
+        Args:
+            positions_T: int64 places of the tokens in their requests.
+            frequencies_TP: float32, where they differ from token to token.
+        """
         frequencies = self._frequencies_P if frequencies_TP is None else frequencies_TP
         angles_TP = positions_T[:, None].float() * frequencies
         cos_TP, sin_TP = angles_TP.cos(), angles_TP.sin()
@@ -61,7 +66,17 @@ class Rope:
 
 
 def rotate(x_TND: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate every head by its token's angles; pairs are (i, i + E / 2) as in Hugging Face."""
+    """Rotate every head by its token's angles; pairs are (i, i + E / 2) as in Hugging Face.
+
+    Args:
+        x_TND: Heads, in the model's dtype. What is behind their first E features stays.
+        rotation: From `Rope.step_rotation`, of the same T tokens.
+
+    Returns:
+        ``[T, N, D]``, a new tensor of the same dtype.
+
+    Source: RoFormer, arXiv:2104.09864.
+    """
     rotated = rotation.cos_T1E.shape[-1]
     if rotated == x_TND.shape[-1]:
         return _rotate(x_TND, rotation)
@@ -77,7 +92,19 @@ def _rotate(x_TNE: Tensor, rotation: Rotation) -> Tensor:
 
 @lru_cache(maxsize=512)
 def frequencies(spec: RopeSpec, head_dim: int, variant: int = 0) -> Tensor:
-    """Return the P angular frequencies, float32, stretched as the spec says. Not to be changed."""
+    """Return the angular frequencies, stretched as the spec says. The tensor is not to be changed.
+
+    Args:
+        spec: The rotary embedding.
+        head_dim: D.
+        variant: See `RopeSpec.variant`.
+
+    Returns:
+        ``[P]`` float32 on the CPU, radians per position.
+
+    Source: RoFormer, arXiv:2104.09864; dynamic: transformers' ``rope_type: dynamic``; longrope:
+    arXiv:2402.13753; the others are named where they are computed.
+    """
     rotated = rotated_size(spec, head_dim)
     exponents_P = torch.arange(0, rotated, 2, dtype=torch.int64).float() / rotated
     theta = spec.theta

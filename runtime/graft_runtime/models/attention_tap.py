@@ -29,7 +29,18 @@ class Tap(Protocol):
         v_TKD: Tensor,
         options: dict[str, Any],
     ) -> Tensor:
-        """Return ``[T, Q, D]``; options are what the model's code asks of its attention."""
+        """Attend for one module.
+
+        Args:
+            module: Which of the model's attention modules.
+            q_TQD: Queries, in the model's dtype, rotated where the model rotates.
+            k_TKD: Keys, likewise.
+            v_TKD: Values.
+            options: What the model's code asks of its attention: scale, window, soft cap.
+
+        Returns:
+            ``[T, Q, D]``, dtype of the queries.
+        """
 
 
 def set_tap(module: nn.Module, tap: Tap) -> None:

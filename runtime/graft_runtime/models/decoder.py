@@ -54,7 +54,17 @@ class DecoderLayer:
     """Normalise what a block adds."""
 
     def forward(self, x_TH: Tensor, layer: int, arch: DecoderArch, step: StepContext) -> Tensor:
-        """Attend, then mix features; both on top of what came in."""
+        """Attend, then mix features; both on top of what came in.
+
+        Args:
+            x_TH: Hidden states, in the serving dtype; not changed.
+            layer: Which layer this is, from zero.
+            arch: Of the whole model.
+            step: What all layers share.
+
+        Returns:
+            ``[T, H]``, the same dtype.
+        """
         added_TH = self._attend(self.attention_norm(x_TH), layer, arch, step)
         if self.attention_out_norm is not None:
             added_TH = self.attention_out_norm(added_TH)

@@ -19,7 +19,13 @@ _MAX_CONFIG_BYTES = 1 << 20
 
 
 class ConfigReader:
-    """Hands out the fields of one JSON object and remembers which were asked for."""
+    """Hands out the fields of one JSON object and remembers which were asked for.
+
+    Raises:
+        ReasonedError: From every method that returns a value of a kind, and from `require` and
+            `finish`: the field has another kind or value than can be served. The message names the
+            field. Not retried: the files have to change.
+    """
 
     def __init__(self, fields: dict[str, Any], prefix: str = "") -> None:
         self._fields = fields

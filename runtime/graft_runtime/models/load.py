@@ -47,6 +47,16 @@ def load_model(
 ) -> Model:
     """Build what `models/read.py` described.
 
+    Args:
+        model_dir: The checkpoint: config and safetensors files. Not needed any more afterwards.
+        arch: From `read_model` of the same folder.
+        dtype: Of weights, hidden states and cache, whatever the files have.
+        device: Where all of it lies.
+        kv: Size of the cache that the model gets.
+        lora: Where adapters' weights lie; None serves none.
+        on_progress: Told bytes read and bytes in all, now and then and at the end.
+        attention: Makes the attention backend.
+
     Raises:
         ReasonedError: The files do not hold what the config promises, or a model of transformers
             does not come out as its own code computes it. Not retried: the files have to change.

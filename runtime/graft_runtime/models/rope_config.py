@@ -33,7 +33,17 @@ class RopeContext:
 def read_ropes(
     config: ConfigReader, family: Family, max_positions: int, head_dim: int
 ) -> tuple[RopeSpec, RopeSpec | None]:
-    """Return the rotary embedding, and that of windowed layers if they have their own."""
+    """Return the rotary embedding, and that of windowed layers if they have their own.
+
+    Args:
+        config: The model's config.
+        family: Says what absent fields mean.
+        max_positions: Longest context of the config, in tokens.
+        head_dim: Width of a head, of which a part may be rotated.
+
+    Raises:
+        ReasonedError: A kind of scaling, or a field of it, that is not understood or cannot be.
+    """
     if config.has("rope_parameters") and config.has("rope_scaling"):
         raise config.unsupported("rope_scaling", config.take("rope_scaling"))
     theta = config.positive_float("rope_theta", family.rope_theta)

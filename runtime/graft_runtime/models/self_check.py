@@ -31,7 +31,7 @@ class Forward(Protocol):
     """A model over packed batches."""
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Return float32 logits."""
+        """Return float32 logits ``[S, V]`` of the wanted rows."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ def worst_error(
     Args:
         model: What is to serve.
         prompts: Two requests, from `sample_prompts`.
-        own: Each request's logits ``[N, V]`` from the model's own forward pass.
+        own: Each request's logits ``[N, V]`` from the model's own forward pass, of any float dtype.
         kv: The cache, which nobody uses yet.
         device: Where the model's tensors lie.
     """

@@ -58,7 +58,7 @@ class Step:
         v_TKD: Tensor,
         _options: dict[str, Any],
     ) -> Tensor:
-        """Pass a module's heads to the paged cache."""
+        """Pass a module's heads to the paged cache; shapes and dtypes as of `Tap.attend`."""
         return self.attention.attend(self.layer_of[id(module)], q_TQD, k_TKD, v_TKD)
 
 
@@ -71,7 +71,7 @@ class ServedLinear(nn.Module):
         self._step = step
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply each token, with its adapter."""
+        """Multiply each token, with its adapter: ``[..., I]`` to ``[..., O]``, the same dtype."""
         out_TO = self._linear(x.reshape(-1, x.shape[-1]), self._step.token_lora)
         return out_TO.view(*x.shape[:-1], -1)
 
@@ -85,7 +85,7 @@ class ServedHead(nn.Module):
         self._step = step
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``[1, S, V]``."""
+        """Return ``[1, S, V]`` from hidden states ``[1, T, I]`` of the serving dtype."""
         x_TI = x.reshape(-1, x.shape[-1])
         rows_S = self._step.logits_rows_S
         x_SI = x_TI if rows_S is None else x_TI.index_select(0, rows_S)
@@ -166,6 +166,15 @@ def load_foreign_model(
 ) -> Any:
     """Let transformers load a checkpoint, from safetensors files only, with attention of its own.
 
+    Args:
+        model_dir: The checkpoint. Not needed any more afterwards: no weight is a view of a file.
+        arch: From `probe` of the same folder.
+        dtype: The serving dtype.
+        device: Where the model shall lie.
+
+    Returns:
+        A transformers model in evaluation mode.
+
     Raises:
         ReasonedError: A tensor is missing, left over or misshapen, or the files cannot be read.
     """
@@ -201,7 +210,17 @@ def load_foreign_model(
 def own_logits(
     model: Any, arch: ForeignArch, kv: KvLayout, device: torch.device
 ) -> list[tuple[list[int], Tensor]]:
-    """Return two prompts and what the model itself makes of each, alone and whole: ``[N, V]``."""
+    """Return two prompts and what the model itself makes of each, alone and whole.
+
+    Args:
+        model: From `load_foreign_model`, with its own attention still.
+        arch: Its description.
+        kv: The cache that the prompts must fit.
+        device: Where the model lies.
+
+    Returns:
+        For each prompt its tokens and logits ``[N, V]``, in whatever dtype the model gives.
+    """
     with torch.inference_mode():
         return [
             (tokens, model(torch.tensor([tokens], device=device), use_cache=False).logits[0])
@@ -218,6 +237,14 @@ def refuse_unlike(
     device: torch.device,
 ) -> None:
     """Compare a served model with its own forward pass.
+
+    Args:
+        model: What is to serve.
+        arch: Its description, for the refusal.
+        own: From `own_logits`.
+        dtype: The serving dtype, which decides how much may differ (`ALLOWED`).
+        kv: Size of the model's cache, which nobody uses yet.
+        device: Where the model lies.
 
     Raises:
         ReasonedError: UnsupportedModel: it differs, or does not run.

@@ -82,7 +82,7 @@ class Recorder:
         v_TKD: Tensor,
         options: dict[str, Any],
     ) -> Tensor:
-        """Note the call; return heads of the right shape."""
+        """Note the call; return ``[T, Q, D]`` in the queries' dtype, of which nothing is meant."""
         query, key, value = (tuple(heads.shape) for heads in (q_TQD, k_TKD, v_TKD))
         self.calls.append(Call(module, query, key, value, options))
         return torch.empty_like(q_TQD)

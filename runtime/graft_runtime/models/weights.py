@@ -51,7 +51,9 @@ def load_decoder(
     on_progress: Progress,
     attention: AttentionFactory = choose_attention,
 ) -> Decoder:
-    """Build a decoder from the files in ``model_dir``.
+    """Build a decoder from the files in ``model_dir``; arguments as of `load_model`.
+
+    Takes the weights' memory and one staging buffer more.
 
     Raises:
         ReasonedError: A tensor is missing, left over, of a wrong shape or an unreadable dtype. Not
@@ -115,7 +117,7 @@ class _Loader:
         self._lora = lora
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Read one tensor."""
+        """Read one tensor: contiguous, of ``shape``, in the serving dtype and on the device."""
         return self._fuse([(name, shape)])
 
     def norm(self, name: str, width: int) -> RmsNorm:
@@ -149,7 +151,7 @@ class _Loader:
         )
 
     def lm_head(self, embedding_VH: Tensor) -> AdaptedLinear:
-        """Read the output projection, or share the embedding."""
+        """Read the output projection, or share the embedding ``[V, H]`` where they are tied."""
         shape = (self._arch.vocab_size, self._arch.hidden_size)
         weight_VH = embedding_VH if self._arch.tie_embeddings else self.tensor(_LM_HEAD, shape)
         return self._adapted(None, self._arch.lm_head_group, Linear(weight_VH))

@@ -32,7 +32,7 @@ class CountTable:
         """Take in what changed, then change scores in place.
 
         Args:
-            scores_nV: Logits of some rows.
+            scores_nV: float32 logits of some rows.
             penalties: Of the whole step.
             rows: Which row of the step each of the n is, ascending; all penalised are among them.
         """

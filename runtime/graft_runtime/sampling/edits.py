@@ -20,7 +20,7 @@ def apply_edits(scores_nV: Tensor, edits: Edits, rows: npt.NDArray[np.intp]) -> 
     """Change scores in place.
 
     Args:
-        scores_nV: Logits of some rows.
+        scores_nV: float32 logits of some rows.
         edits: Of the whole step.
         rows: Which row of the step each of the n is, ascending; all edited ones are among them.
     """

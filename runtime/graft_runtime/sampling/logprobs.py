@@ -29,7 +29,7 @@ def score(scores_mV: Tensor, tokens_m: Tensor, num_top: int) -> Scores:
     tell by comparing that a choice was greedy.
 
     Args:
-        scores_mV: Logits, processed or not.
+        scores_mV: float32 logits, processed or not.
         tokens_m: int64 tokens to score.
         num_top: K; at most the vocabulary.
     """
@@ -40,7 +40,15 @@ def score(scores_mV: Tensor, tokens_m: Tensor, num_top: int) -> Scores:
 
 
 def rank(scores_mV: Tensor, tokens_m: Tensor) -> Tensor:
-    """Return each token's place by score, 1 for the likeliest; ties share the better place."""
+    """Return each token's place by score, 1 for the likeliest; ties share the better place.
+
+    Args:
+        scores_mV: float32 logits.
+        tokens_m: int64.
+
+    Returns:
+        ``[m]`` int64.
+    """
     chosen_m1 = scores_mV.gather(-1, tokens_m[:, None])
     better_m: Tensor = (scores_mV > chosen_m1).sum(dim=-1)
     return better_m + torch.ones_like(better_m)

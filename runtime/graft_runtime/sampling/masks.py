@@ -17,7 +17,7 @@ def apply_masks(scores_nV: Tensor, masks: TokenMasks, rows: npt.NDArray[np.intp]
     """Change scores in place; a token beyond the mask's end is forbidden, too.
 
     Args:
-        scores_nV: Logits of some rows.
+        scores_nV: float32 logits of some rows.
         masks: Of the whole step.
         rows: Which row of the step each of the n is, ascending; all masked ones are among them.
     """
@@ -33,6 +33,6 @@ def apply_masks(scores_nV: Tensor, masks: TokenMasks, rows: npt.NDArray[np.intp]
 
 
 def unpack(bytes_GB: Tensor) -> Tensor:
-    """Return one boolean per bit, the lowest bit of each byte first."""
+    """Return one boolean per bit, the lowest bit of each byte first: ``[G, 8 * B]`` from uint8."""
     bits_8 = (1 << torch.arange(8, device=bytes_GB.device)).to(torch.uint8)
     return ((bytes_GB[:, :, None] & bits_8) != 0).flatten(1)

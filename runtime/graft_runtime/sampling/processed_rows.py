@@ -23,7 +23,7 @@ def apply_processors(
     processors run in the order in which it named them.
 
     Args:
-        scores_nV: Logits of some rows.
+        scores_nV: float32 logits of some rows.
         calls: Of the whole step.
         rows: Which row of the step each of the n is, ascending; all of the calls' are among them.
     """

@@ -1,5 +1,8 @@
 """Narrow a row's distribution before drawing: each returns scores with what is out at -infinity.
 
+All take float32 scores ``[n, V]`` and one value per row, and return scores of the same shape and
+dtype; the caller's are left alone. A row whose value is off comes back as it was.
+
 Shape legend: n rows, V vocabulary, M candidates, m rows that need more candidates.
 """
 
@@ -13,7 +16,10 @@ _CANDIDATES = 1024
 
 
 def keep_top_k(scores_nV: Tensor, top_k_n: Tensor) -> Tensor:
-    """Keep each row's k best tokens, and any that tie with the last of them; k = 0 keeps all."""
+    """Keep each row's k best tokens, and any that tie with the last of them; k = 0 keeps all.
+
+    Source: arXiv:1805.04833.
+    """
     vocab = scores_nV.shape[-1]
     k_n = top_k_n.long().clamp(max=vocab)
     k_n = torch.where(k_n == 0, vocab, k_n)
@@ -31,6 +37,8 @@ def keep_top_p(scores_nV: Tensor, top_p_n: Tensor) -> Tensor:
     """Keep each row's fewest best tokens that together reach probability p, and ties of the last.
 
     At least one token stays; p >= 1 keeps all.
+
+    Source: arXiv:1904.09751.
     """
     is_limited_n = top_p_n < 1
     total_n1 = scores_nV.logsumexp(dim=-1, keepdim=True)

@@ -34,7 +34,7 @@ def apply_watermarks(
     """Change scores in place: the last thing before a token is chosen, as in transformers.
 
     Args:
-        scores_nV: Processed scores of some rows.
+        scores_nV: float32, processed scores of some rows.
         watermarked: Rows with a watermark, of the whole step.
         rows: Which row of the step each of the n is, ascending; all marked ones are among them.
     """

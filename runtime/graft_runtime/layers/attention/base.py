@@ -107,7 +107,14 @@ class PagedKv:
         self.values_NBKD = list(both[1])
 
     def write(self, layer: int, keys_TKD: Tensor, values_TKD: Tensor, slots_T: Tensor) -> None:
-        """Store this step's keys and values where the slot mapping says."""
+        """Store a step's keys and values.
+
+        Args:
+            layer: Whose.
+            keys_TKD: In the cache's dtype, rotated.
+            values_TKD: In the cache's dtype.
+            slots_T: int64, ``block * block_size + offset`` of each token, all different.
+        """
         self.keys_NBKD[layer].flatten(0, 1).index_copy_(0, slots_T, keys_TKD)
         self.values_NBKD[layer].flatten(0, 1).index_copy_(0, slots_T, values_TKD)
 
@@ -152,7 +159,19 @@ class StepAttention(Protocol):
     """Attention for the rows of one step, prepared once and used by every layer."""
 
     def attend(self, layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        """Store this step's keys and values, then attend; returns ``[T, Q, D]``."""
+        """Store this step's keys and values, then attend.
+
+        Each token sees those of its own request up to itself, as far as the layer's window reaches.
+
+        Args:
+            layer: Whose cache, window and soft cap.
+            q_TQD: Queries, rotated, in the model's dtype; heads of one token lie together.
+            k_TKD: Keys, rotated, in the cache's dtype; Q is a multiple of K.
+            v_TKD: Values, in the cache's dtype.
+
+        Returns:
+            ``[T, Q, D]``, dtype and device of the queries.
+        """
 
 
 class AttentionBackend(Protocol):

@@ -100,7 +100,12 @@ class BlockBuffer:
         self._flat: Tensor | None = None
 
     def gather(self, cache_NBKD: Tensor, blocks: Tensor) -> Tensor:
-        """Copy blocks to ``[K, len(blocks), B, D]``; the last gather's content is lost."""
+        """Copy blocks to ``[K, len(blocks), B, D]``; the last gather's content is lost.
+
+        Args:
+            cache_NBKD: Keys or values of one layer; the copy has its dtype.
+            blocks: int64 block ids; one may come several times.
+        """
         cache_KNBD = cache_NBKD.permute(2, 0, 1, 3)
         kv_heads, _, block_size, head_dim = cache_KNBD.shape
         shape = (kv_heads, len(blocks), block_size, head_dim)

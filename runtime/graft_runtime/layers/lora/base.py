@@ -101,6 +101,15 @@ class LoraRows(Protocol):
         """Add ``scaling * B @ A @ x`` of each row's adapter to the base output, in place.
 
         Features of a row lie beside one another in memory.
+
+        Args:
+            slab: Of the layer and group whose product this is; rows of adapters that leave it
+                alone stay as they are.
+            x_TI: Inputs of all rows, adapted or not, in the slab's dtype.
+            out_TO: The base layer's outputs, of the same dtype, changed in place.
+
+        Source: LoRA, arXiv:2106.09685 section 4.1; many adapters in one product after
+        arXiv:2310.18547.
         """
 
 
