@@ -15,7 +15,6 @@ from graft_runtime.engine.counts import CountSlots
 from graft_runtime.engine.flight import Flight, Launcher
 from graft_runtime.engine.kv_cache import BlockPool
 from graft_runtime.engine.outputs import (
-    NO_TOKEN,
     NOT_FINITE,
     RowOutput,
     impossible,
@@ -347,22 +346,22 @@ class Engine:
 
     def _deliver(self, request: Request, result: RowOutput) -> None:
         token = result.token
-        if token == NOT_FINITE:
-            self._end(request, "error", "the model's output for this request is not a number")
-            return
-        if request.sampling.pooling is not None:
-            self._end(request)
-            self._report.outputs.append(pooled_output(request))
-            return
-        if token == NO_TOKEN:
-            self._end(request)
-            self._report.outputs.append(out_of_tokens(request))
+        if token < 0 or request.sampling.pooling is not None:
+            self._end_without_token(request, token)
             return
         self._counters.generation_tokens += 1
         finish = request.append(token)
         self._report.outputs.append(token_output(request, result, finish))
         if finish is not None:
             self._end(request)
+
+    def _end_without_token(self, request: Request, token: int) -> None:
+        if token == NOT_FINITE:
+            self._end(request, "error", "the model's output for this request is not a number")
+            return
+        self._end(request)
+        is_pooled = request.sampling.pooling is not None
+        self._report.outputs.append(pooled_output(request) if is_pooled else out_of_tokens(request))
 
     def _count(self, row: Row) -> None:
         prompt_left = row.request.num_prompt - row.start

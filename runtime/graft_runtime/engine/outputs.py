@@ -19,7 +19,6 @@ from graft_runtime.ipc.messages import FinishReason, TokenOutput, TokenScore
 from graft_runtime.sampling.batch import FloatArray, IntArray
 
 NOT_FINITE = -1
-NO_TOKEN = -2
 
 Alternatives = list[tuple[int, float]]
 
@@ -45,6 +44,9 @@ def row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> I
         result: What the step brought.
     """
     tokens = result.token_ids_S.tolist()
+    if result.is_plain and len(tokens) == len(rows):
+        yield from map(RowOutput, tokens)
+        return
     num_ending = sum(row.samples for row in rows)
     if result.is_plain and len(tokens) == num_ending:
         fresh = iter(tokens)

@@ -117,7 +117,9 @@ def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
     positions_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - computed, counts)
     block_index_T = np.repeat(block_starts[:-1], counts) + positions_T // block_size
     sampled = [index for index, row in enumerate(rows) if row.samples]
-    prompt_rows_P, prompt_targets_P = _prompt_scores(rows, query_starts)
+    # Few steps have any of these, and then few rows of them.
+    odd = [index for index, row in enumerate(rows) if row.scored or row.pooled]
+    prompt_rows_P, prompt_targets_P = _prompt_scores(rows, odd, query_starts)
     token_ids_T, carried = _tokens(rows)
     return StepPlan(
         token_ids_T=token_ids_T,
@@ -137,13 +139,10 @@ def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
         prompt_rows_P=prompt_rows_P,
         prompt_targets_P=prompt_targets_P,
         num_prompt_top=max(
-            (row.request.sampling.prompt_logprobs or 0 for row in rows if row.scored), default=0
+            (rows[at].request.sampling.prompt_logprobs or 0 for at in odd if rows[at].scored),
+            default=0,
         ),
-        pooled_E=[
-            (first + row.pooled.start - row.start, first + row.pooled.stop - row.start)
-            for row, first in zip(rows, query_starts.tolist(), strict=False)
-            if row.pooled
-        ],
+        pooled_E=[_bounds(rows[at], int(query_starts[at])) for at in odd if rows[at].pooled],
     )
 
 
@@ -165,9 +164,10 @@ def _tokens(rows: Sequence[Row]) -> tuple[IntArray, list[int]]:
     tokens: list[int] = []
     carried: list[int] = []
     for index, row in enumerate(rows):
-        end = row.start + row.num_tokens
-        tokens += row.request.tokens[row.start : end]
-        if end > len(row.request.tokens):
+        known, end = row.request.tokens, row.start + row.num_tokens
+        if row.start < len(known):
+            tokens += known[row.start : end]
+        if end > len(known):
             tokens.append(0)
             carried.append(index)
     return np.array(tokens, dtype=np.int64), carried
@@ -190,11 +190,20 @@ def _block_ids(row: Row) -> IntArray:
     return ids
 
 
-def _prompt_scores(rows: Sequence[Row], query_starts: IntArray) -> tuple[IntArray, IntArray]:
-    """Return which logits score which tokens of prompts."""
+def _bounds(row: Row, first: int) -> tuple[int, int]:
+    """Return where a row's pooled tokens begin and end in T, in which it begins at ``first``."""
+    offset = first - row.start
+    return row.pooled.start + offset, row.pooled.stop + offset
+
+
+def _prompt_scores(
+    rows: Sequence[Row], odd: Sequence[int], query_starts: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Return which logits score which tokens of prompts; only the odd rows have any."""
     indices: list[int] = []
     targets: list[int] = []
-    for index, row in enumerate(rows):
+    for index in odd:
+        row = rows[index]
         scored = row.scored
         if scored:
             offset = int(query_starts[index]) - row.start - 1

@@ -36,6 +36,8 @@ def step_facts(rows: Iterable[Row], *, failed: bool) -> StepFacts:
     """Return what a step's rows computed."""
     prompt = output = 0
     for row in rows:
-        prompt += max(0, min(row.num_tokens, row.request.num_prompt - row.start))
+        prompt_left = row.request.num_prompt - row.start
+        if prompt_left > 0:
+            prompt += min(row.num_tokens, prompt_left)
         output += row.samples
     return StepFacts(prompt, output, failed)

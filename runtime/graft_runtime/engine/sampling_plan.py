@@ -66,7 +66,8 @@ class SamplingPlanner:
             fixed = self._fixed = _fixed(requests)
         return replace(
             fixed.batch,
-            position_S=np.array([request.num_output for request in requests], dtype=np.int64),
+            # `num_output`, written out: this runs for every row of every step.
+            position_S=np.array([len(one.tokens) - one.num_prompt for one in requests], np.int64),
             edits=_edits(fixed),
             penalties=_penalties(fixed),
             masks=_masks(fixed),

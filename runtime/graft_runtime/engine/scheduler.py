@@ -130,7 +130,8 @@ class Scheduler:
             request = row.request
             request.num_computed += row.num_tokens
             request.num_pending += row.samples
-            request.num_scored += len(row.scored)
+            if row.scored:
+                request.num_scored += len(row.scored)
             request.num_launched += 1
             if not request.has_ended:
                 costs[request.tenant] = costs.get(request.tenant, 0.0) + _cost(row)
@@ -204,6 +205,8 @@ class Scheduler:
         return budget
 
     def _schedule_prompts(self, rows: list[Row], budget: int) -> int:
+        if len(rows) == len(self._running):
+            return budget  # all of them decode
         for request in self._running:
             remaining = len(request.tokens) + request.num_pending - request.num_computed
             if remaining > 1 and budget and self._may_score(request):
