@@ -19,6 +19,11 @@ from graft_runtime.text.sandbox import SandboxedTemplate
 from graft_runtime.text.tokenizer import Tokenizer
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
+MORE_TEMPLATES: Final = "additional_chat_templates"
+"""A folder of further ones, each called as its file."""
+DEFAULT: Final = "default"
+TOOL_USE: Final = "tool_use"
+"""What transformers takes for chats with tools, where a model has it."""
 CONFIG_FILE: Final = "tokenizer_config.json"
 _NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -45,17 +50,13 @@ class ChatTemplate:
         self.traits = TemplateTraits.of(source, self._template.reads)
 
     @classmethod
-    def load(cls, folder: Path) -> ChatTemplate | None:
-        """Read the template of a model folder; None if the model has none.
+    def load(cls, folder: Path, name: str = DEFAULT) -> ChatTemplate | None:
+        """Read one of the templates of a model folder; None if the model has none of that name.
 
         Raises:
             ReasonedError: A file is malformed.
         """
-        file = folder / TEMPLATE_FILE
-        if file.is_file():
-            source: str | None = file.read_text(encoding="utf-8")
-        else:
-            source = _inline_template(_read_config(folder / CONFIG_FILE))
+        source = read_templates(folder).get(name)
         return None if source is None else cls(source, read_named_tokens(folder))
 
     def encode(self, tokenizer: Tokenizer, conversation: Conversation) -> ChatPrompt:
@@ -70,6 +71,20 @@ class ChatTemplate:
         except TemplateRefusalError as error:
             raise InvalidRequestError(str(error), param="messages") from error
         return draft.prompt(rendered)
+
+
+def read_templates(folder: Path) -> dict[str, str]:
+    """Return the templates of a model folder by name: those in files, or else the config's.
+
+    Raises:
+        ReasonedError: The config is malformed.
+    """
+    files = {file.stem: file for file in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    files[DEFAULT] = folder / TEMPLATE_FILE
+    found = {
+        name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()
+    }
+    return found or _inline_templates(_read_config(folder / CONFIG_FILE))
 
 
 def read_named_tokens(folder: Path) -> dict[str, str]:
@@ -94,15 +109,16 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _inline_template(config: Mapping[str, Any]) -> str | None:
-    """Return the template in a tokenizer's config: a string, or "default" in a named list."""
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {
-            each.get("name"): each.get("template") for each in template if isinstance(each, dict)
-        }
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+def _inline_templates(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the templates in a tokenizer's config: one text, or a list or an object of several."""
+    value = config.get("chat_template")
+    if isinstance(value, str):
+        return {DEFAULT: value}
+    if isinstance(value, list):
+        entries = [each for each in value if isinstance(each, dict)]
+        value = {each.get("name"): each.get("template") for each in entries}
+    named = value if isinstance(value, dict) else {}
+    return {name: text for name, text in named.items() if isinstance(text, str)}
 
 
 def _token_text(token: Any) -> str:

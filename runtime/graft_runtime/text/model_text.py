@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from graft_runtime.errors import NotReadyError
-from graft_runtime.text.chat import ChatTemplate, read_named_tokens
+from graft_runtime.text.chat import TOOL_USE, ChatTemplate, read_named_tokens
 from graft_runtime.text.generation_config import read_sampling_defaults
 from graft_runtime.text.tokenizer import Tokenizer
 
@@ -23,6 +23,12 @@ class ModelText:
     """What the model's makers recommend."""
     named_tokens: Mapping[str, str] = field(default_factory=dict)
     """What ``bos_token`` and its like stand for, for templates of adapters."""
+    tool_chat: ChatTemplate | None = None
+    """The chat template for chats with tools, if the model has one of its own for them."""
+
+    def chat_for(self, *, has_tools: bool) -> ChatTemplate | None:
+        """Return the template for a chat, as transformers chooses it."""
+        return self.tool_chat if has_tools and self.tool_chat is not None else self.chat
 
     @classmethod
     def load(cls, folder: Path) -> ModelText:
@@ -33,7 +39,7 @@ class ModelText:
         """
         tokenizer, chat = Tokenizer.load(folder), ChatTemplate.load(folder)
         defaults, named = read_sampling_defaults(folder), read_named_tokens(folder)
-        return cls(tokenizer, chat, defaults, named)
+        return cls(tokenizer, chat, defaults, named, ChatTemplate.load(folder, TOOL_USE))
 
 
 class ModelTextLoader:

@@ -8,7 +8,7 @@ from typing import Any
 
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
-from graft_runtime.text.chat import CONFIG_FILE, TEMPLATE_FILE
+from graft_runtime.text.chat import CONFIG_FILE, DEFAULT, read_templates
 
 
 def read_tokenizer_info(folder: Path) -> dict[str, Any]:
@@ -27,9 +27,9 @@ def read_tokenizer_info(folder: Path) -> dict[str, Any]:
             raise ReasonedError(Reason.MALFORMED_ARTIFACT, message) from error
         if isinstance(found, dict):
             info |= {name: _plain(value) for name, value in found.items()}
-    template = folder / TEMPLATE_FILE
-    if template.is_file():
-        info["chat_template"] = template.read_text(encoding="utf-8")
+    template = read_templates(folder).get(DEFAULT)
+    if template is not None:
+        info["chat_template"] = template
     return info
 
 

@@ -99,17 +99,56 @@ def test_a_template_that_does_not_compile_is_refused(model: Path) -> None:
     assert caught.value.reason is Reason.MALFORMED_ARTIFACT
 
 
-def test_the_default_of_several_templates_is_taken(model: Path) -> None:
+NAMED = [
+    {"name": "tool_use", "template": "inline tools {{ tools | length }}"},
+    {"name": "default", "template": "inline {{ bos_token }}"},
+]
+
+
+@pytest.mark.parametrize(
+    ("inline", "files"),
+    [
+        ("alone {{ messages | length }}", {}),
+        (NAMED, {}),
+        (NAMED[:1], {}),
+        (NAMED[1:], {}),
+        ([], {}),
+        (NAMED, {"chat_template.jinja": "file"}),
+        ("alone", {"chat_template.jinja": "file"}),
+        (NAMED, {"additional_chat_templates/tool_use.jinja": "tools"}),
+        (
+            "alone",
+            {
+                "chat_template.jinja": "file",
+                "additional_chat_templates/tool_use.jinja": "tools {{ tools | length }}",
+                "additional_chat_templates/rag.jinja": "rag",
+            },
+        ),
+    ],
+)
+@pytest.mark.parametrize("has_tools", [True, False])
+def test_of_several_templates_the_one_is_taken_that_transformers_takes(
+    model: Path, inline: Any, files: dict[str, str], *, has_tools: bool
+) -> None:
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    (model / "additional_chat_templates").mkdir()
+    for name, template in files.items():
+        (model / name).write_text(template)
     config = json.loads((model / "tokenizer_config.json").read_text())
-    config["chat_template"] = [
-        {"name": "tool_use", "template": "wrong"},
-        {"name": "default", "template": "right"},
-    ]
+    config["chat_template"] = inline
     (model / "tokenizer_config.json").write_text(json.dumps(config))
     text = ModelText.load(model)
-    assert text.chat is not None
-    ids = text.chat.encode(text.tokenizer, Conversation(CHAT)).token_ids
-    assert text.tokenizer.decode(ids, skip_special_tokens=False) == "right"
+    chat = text.chat_for(has_tools=has_tools)
+    tools: list[Any] = [TOOL] if has_tools else []
+    theirs = PreTrainedTokenizerFast.from_pretrained(model, local_files_only=True)
+    try:
+        expected = theirs.apply_chat_template(CHAT, tools=tools or None, tokenize=False)
+    except ValueError:  # none of that name
+        assert chat is None
+        return
+    assert chat is not None
+    ids = chat.encode(text.tokenizer, Conversation(CHAT, tools=tools)).token_ids
+    assert text.tokenizer.decode(ids, skip_special_tokens=False) == expected
 
 
 def test_a_model_may_have_no_template(tmp_path: Path) -> None:

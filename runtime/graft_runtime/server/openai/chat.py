@@ -173,9 +173,10 @@ async def encode_chat(
         draft = await asyncio.to_thread(Draft, text.tokenizer, asked, traits, named)
         rendered = await frontend.guests.render(guest, draft)
         return text, traits, await asyncio.to_thread(draft.prompt, rendered)
-    if text.chat is None:
+    template = text.chat_for(has_tools=bool(tools.shown))
+    if template is None:
         message = "the model has no chat template; use /v1/completions"
         raise InvalidRequestError(message, param="messages")
-    asked = conversation(fields, messages, tools, text.chat.traits)
-    prompt = await asyncio.to_thread(text.chat.encode, text.tokenizer, asked)
-    return text, text.chat.traits, prompt
+    asked = conversation(fields, messages, tools, template.traits)
+    prompt = await asyncio.to_thread(template.encode, text.tokenizer, asked)
+    return text, template.traits, prompt

@@ -115,7 +115,7 @@ def conversation(
         message = "`continue_final_message` needs a last message that is text"
         raise InvalidRequestError(message, param="continue_final_message")
     variables = dict(fields.chat_template_kwargs)
-    shown = () if tools.mode == "none" else tools.schemas
+    shown = tools.shown
     prompt = None
     if isinstance(fields, ChatFields):
         variables |= _effort(fields.reasoning_effort, template)

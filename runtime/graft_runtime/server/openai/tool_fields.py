@@ -30,6 +30,11 @@ class Tools:
     """Whether several calls may be made in one answer."""
     names: frozenset[str] = field(default_factory=frozenset)
 
+    @property
+    def shown(self) -> tuple[Mapping[str, Any], ...]:
+        """What the model is told of."""
+        return () if self.mode == "none" else self.schemas
+
     def parameters_of(self, name: str) -> Mapping[str, Any]:
         """Return the JSON schema of a tool's arguments; without one, anything goes."""
         functions = (each["function"] for each in self.schemas)
