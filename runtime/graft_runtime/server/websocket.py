@@ -86,6 +86,7 @@ class Connection:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._works: dict[str, asyncio.Task[None]] = {}
         """What a client may cancel: each task's own work, so that the task can still tell of it."""
+        self._exchanges: dict[str, Exchange] = {}
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue(MAX_OUTGOING)
 
     async def serve(self) -> None:
@@ -141,8 +142,12 @@ class Connection:
         exchange = Exchange(self._request_id(id), PATH, num_body_bytes=num_bytes, is_named=True)
         work = asyncio.create_task(self._generate(id, exchange, message))
         task = asyncio.create_task(self._answer(id, exchange, work))
-        self._works[id], self._tasks[id] = work, task
-        task.add_done_callback(lambda _: (self._works.pop(id), self._tasks.pop(id)))
+        self._works[id], self._tasks[id], self._exchanges[id] = work, task, exchange
+        task.add_done_callback(lambda _: self._forget(id))
+
+    def _forget(self, id: str) -> None:
+        for each in (self._works, self._tasks, self._exchanges):
+            each.pop(id)
 
     def _request_id(self, id: str) -> str:
         """Return an id for the log: the client's within the connection's, if that is harmless."""
@@ -207,6 +212,8 @@ class Connection:
                 _logger.info(
                     "closed a connection that was not read", extra={"request_id": self._id}
                 )
+                for exchange in self._exchanges.values():
+                    exchange.abort_reason = "slow_reader"
                 await self._close()
                 return
             except WebSocketDisconnect:

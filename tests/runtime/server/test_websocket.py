@@ -282,5 +282,6 @@ async def test_a_client_that_does_not_read_loses_its_requests(
     async with asyncio.timeout(DEADLINE_SECONDS):
         await connection.serve()
     assert socket.closed_with == CLOSE_SLOW
+    assert 'graft_aborted_total{reason="slow_reader"} 1.0' in metrics.expose().decode()
     assert backend.closed.is_set()
     assert not backend.running
