@@ -191,6 +191,26 @@ async def test_a_stop_string_ends_the_output(
     assert backend.closed.is_set()
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_tokens_after_a_stop_string_are_nowhere(
+    client: httpx.AsyncClient, backend: FakeBackend, tokenizer: Tokenizer, at_once: bool
+) -> None:
+    """Not in the text, the usage or the log probabilities, however many came in one output."""
+    ids = encode(tokenizer, "one two three four")
+    texts = [tokenizer.decode(ids[:count], skip_special_tokens=True) for count in range(len(ids))]
+    until_stop = next(count for count, text in enumerate(texts) if "o thr" in text)
+    each = [chunk(id, logprob=-0.25) for id in ids[:-1]]
+    backend.script = [*each, chunk(ids[-1], finish="length", logprob=-0.25)]
+    if at_once:
+        backend.script = [chunk(*ids, finish="length", logprob=-0.25)]
+    body = await complete(client, stop=["o thr"], logprobs=0)
+    (choice,) = body["choices"]
+    assert choice["text"] == "one tw"
+    assert 0 < until_stop < len(ids)
+    assert body["usage"]["completion_tokens"] == until_stop
+    assert choice["logprobs"]["token_logprobs"] == [-0.25] * until_stop
+
+
 async def test_a_stop_token_is_not_part_of_the_text(
     client: httpx.AsyncClient, backend: FakeBackend, tokenizer: Tokenizer
 ) -> None:
