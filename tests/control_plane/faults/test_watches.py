@@ -55,8 +55,13 @@ def change(stand: Stand, kind: Kind, number: int) -> Effect:
     if kind.name == "Pod":
         stand.admin.delete("Pod", name)
         return lambda: addresses(stand) == set(told_addresses(stand)) and len(addresses(stand)) == 2
-    stand.admin.merge(kind.name, name, {"metadata": {"annotations": {ANNOTATION_APPLIED: "x"}}})
+    spoil(stand, kind.name, name)
     return lambda: mark(stand, kind.name, name) not in ("", "x")
+
+
+def spoil(stand: Stand, kind: str, name: str) -> None:
+    """Edit a child so that the operator has to put it right."""
+    stand.admin.merge(kind, name, {"metadata": {"annotations": {ANNOTATION_APPLIED: "x"}}})
 
 
 def ours(manifest: Json) -> bool:
@@ -143,6 +148,9 @@ def test_events_that_are_dropped_are_made_good_or_end_the_process(
     stand.admin.apply(adapter("shout", "s3://adapters/ok-0"), adapter("late"))
     stand.admin.delete("LoraAdapter", "pirate")
     stand.admin.apply(service(replicas=2))
+    if plural == "secrets":
+        # None of this changes one, and what has nothing to tell cannot be found silent.
+        spoil(stand, "Secret", "tiny-internal")
     codes = stand.survive(stand.is_settled, "all to be done without events")
     codes += stand.survive(lambda: stand.proxy.operator > 1, "the silent watch to be found out")
     assert set(codes) == {1}
