@@ -21,7 +21,7 @@ from graft_operator.resources.meta import Manifest, ObjectKey
 from graft_operator.settings import ControlSettings, LocalSettings
 
 FAKE_RUNTIME = (sys.executable, str(Path(__file__).with_name("fake_runtime.py")))
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 ENV_TEST_FOLDER = "GRAFT_TEST_FOLDER"
 
 
