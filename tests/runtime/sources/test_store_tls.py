@@ -1,15 +1,18 @@
+import os
 import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from graft_protocol.credentials import Credential
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
+from graft_runtime.sources.ambient import read_ambient
 from graft_runtime.sources.base import Source
 from graft_runtime.sources.endpoints import SourcePolicy
 from graft_runtime.sources.factory import open_source
@@ -20,14 +23,25 @@ LISTING = b"""<?xml version="1.0"?>
 <LastModified>2026-01-01T00:00:00Z</LastModified><ETag>"1"</ETag><Size>1</Size></Contents>
 </ListBucketResult>"""
 
+KEYS = b"""<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>
+<AccessKeyId>AKIDFORAWHILE</AccessKeyId><SecretAccessKey>secret</SecretAccessKey>
+<SessionToken>session</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>
+</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
+
 
 @dataclass
 class Store:
-    """A server that answers every request with one listing, or sends it elsewhere."""
+    """A server that answers every request with one listing, or sends it elsewhere.
+
+    To whom posts it gives keys for a while.
+    """
 
     url: str = ""
     location: str | None = None
     hits: list[str] = field(default_factory=list)
+    posts: list[str] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of the last request for a listing."""
 
 
 def serve(certificate: Path | None) -> Iterator[Store]:
@@ -36,12 +50,20 @@ def serve(certificate: Path | None) -> Iterator[Store]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             store.hits.append(self.path)
+            store.headers = {name.lower(): value for name, value in self.headers.items()}
             self.send_response(200 if store.location is None else 307)
             if store.location is not None:
                 self.send_header("Location", store.location)
             self.send_header("Content-Length", str(len(LISTING)))
             self.end_headers()
             self.wfile.write(LISTING)
+
+        def do_POST(self) -> None:
+            store.posts.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(KEYS)))
+            self.end_headers()
+            self.wfile.write(KEYS)
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
@@ -88,6 +110,30 @@ async def test_a_private_authority_is_trusted_where_the_credential_names_it(
 ) -> None:
     files = await source_at(tls_store, authority(certificate)).list_files()
     assert [file.name for file in files] == ["x"]
+
+
+async def test_a_pods_web_identity_is_exchanged_for_keys_that_sign(
+    tls_store: Store, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("the-pods-own-token")
+    for name, value in {
+        "AWS_ENDPOINT_URL": tls_store.url,
+        "AWS_ENDPOINT_URL_STS": tls_store.url,
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(token),
+        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/graft",
+    }.items():
+        monkeypatch.setenv(name, value)
+    policy = SourcePolicy(ambient=read_ambient(os.environ), max_retries=0)
+    trusting = Credential(ca_bundle=authority(certificate))
+    files = await open_source("s3://bucket/a", trusting, policy).list_files()
+    assert [file.name for file in files] == ["x"]
+    asked = parse_qs(urlsplit(tls_store.posts[0]).query)
+    assert asked["Action"] == ["AssumeRoleWithWebIdentity"]
+    assert asked["WebIdentityToken"] == ["the-pods-own-token"]
+    assert asked["RoleArn"] == ["arn:aws:iam::123456789012:role/graft"]
+    assert "Credential=AKIDFORAWHILE/" in tls_store.headers["authorization"]
+    assert tls_store.headers["x-amz-security-token"] == "session"
 
 
 async def test_an_unknown_authority_is_not_trusted(tls_store: Store) -> None:
