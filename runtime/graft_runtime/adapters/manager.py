@@ -25,10 +25,6 @@ from graft_runtime.ipc.messages import (
 )
 from graft_runtime.layers.lora.layout import PAGE_RANK, pages_for
 
-FIRST_RETRY_SECONDS = 1.0
-LAST_RETRY_SECONDS = 60.0
-"""Retries of what may mend itself: doubling from the first to the last, then on and on."""
-
 Command = PrepareAdapter | ReleaseAdapter | RegisterAdapter | UnregisterAdapter
 
 
@@ -182,7 +178,7 @@ class AdapterManager:
         revision = self._revisions.get(event.revision)
         if revision is None or revision.phase is not Phase.FETCHING:
             return  # no longer wanted, or asked for again since
-        revision.prepared, revision.failures, revision.message = event, 0, ""
+        revision.prepared, revision.message = event, ""
         if revision.entry.digest is None:
             revision.phase, revision.reason = Phase.RESOLVED, Reason.PENDING
             revision.message = f"resolved to {event.digest}"
@@ -213,8 +209,10 @@ class AdapterManager:
             if revision.phase is Phase.DRAINING:
                 self._forget(event.revision)
         elif event.state == "failed":
-            self._fail(revision, Reason(event.reason), event.message, now)
+            self._lose(revision, event, now)
         elif event.state != "loading":
+            if event.state == "resident":
+                revision.failures = 0
             revision.tier = Tier.DEVICE if event.state == "resident" else Tier.DISK
             if revision.phase is Phase.REGISTERING:
                 revision.phase, revision.reason = Phase.SERVING, Reason.AVAILABLE
@@ -302,12 +300,21 @@ class AdapterManager:
         return tuple(SlotPart(file.path, part.weight) for file, part in pairs if file is not None)
 
     def _fail(self, revision: Revision, reason: Reason, message: str, now: float) -> None:
-        revision.phase, revision.reason, revision.message = Phase.FAILED, reason, message
-        if REASONS[reason].retry == "terminal" or revision.parts:
+        is_final = REASONS[reason].retry == "terminal" or bool(revision.parts)
+        revision.fail(reason, message, None if is_final else now)
+
+    def _lose(self, revision: Revision, event: AdapterResidency, now: float) -> None:
+        """Have made anew what the loader has checked and the engine cannot use: it was damaged."""
+        if revision.phase not in (Phase.REGISTERING, Phase.SERVING):
+            return  # on its way anew, or out
+        reason = Reason(event.reason)
+        if revision.parts:
+            self._fail(revision, reason, event.message, now)
             return
-        delay = min(FIRST_RETRY_SECONDS * 2**revision.failures, LAST_RETRY_SECONDS)
-        revision.failures += 1
-        revision.retry_at = now + delay
+        revision.fail(reason, event.message, now)
+        if revision.failures == 1 and REASONS[reason].retry == "terminal":
+            revision.retry_at = None
+            self._fetch(revision)
 
     def _forget(self, name: str) -> None:
         del self._revisions[name]

@@ -14,6 +14,10 @@ from graft_protocol.reasons import AdapterState, Reason
 from graft_protocol.status import RevisionReport
 from graft_runtime.ipc.messages import AdapterPrepared
 
+FIRST_RETRY_SECONDS = 1.0
+LAST_RETRY_SECONDS = 60.0
+"""Retries of what may mend itself: doubling from the first to the last, then on and on."""
+
 
 class Phase(Enum):
     """Where a revision is on its way."""
@@ -48,6 +52,7 @@ class Revision:
     message: str = ""
     tier: Tier | None = None
     failures: int = 0
+    """Attempts that failed since it was last on the device."""
     retry_at: float | None = None
     drain_until: float | None = None
     wanted_at: float = 0.0
@@ -59,6 +64,13 @@ class Revision:
     def serves(self) -> bool:
         """Whether a new request may use it."""
         return self.phase is Phase.SERVING
+
+    def fail(self, reason: Reason, message: str, now: float | None) -> None:
+        """Note why it cannot be used, and when it is tried again; never without a time."""
+        self.phase, self.reason, self.message = Phase.FAILED, reason, message
+        if now is not None:
+            self.retry_at = now + min(FIRST_RETRY_SECONDS * 2**self.failures, LAST_RETRY_SECONDS)
+            self.failures += 1
 
     def answers_to(self, name: str) -> bool:
         """Whether a model name in a request may mean it."""

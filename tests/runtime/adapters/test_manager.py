@@ -198,6 +198,33 @@ def test_retries_come_at_growing_intervals() -> None:
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
+def test_what_was_damaged_since_it_was_checked_is_made_anew_at_once_and_then_ever_rarer() -> None:
+    one, other = entry(1), entry(2, "b")
+    manager = ready_manager([one, other])
+    lost = AdapterResidency(one.revision, "failed", Reason.MALFORMED_ARTIFACT.value, "damaged")
+    manager.on_residency(lost, 10.0)
+    assert commands(manager) == [PrepareAdapter(one.revision, one.uri, one.digest, None)]
+    assert state(manager, other) is AdapterState.AVAILABLE
+    pauses, now = [], 10.0
+    for _ in range(3):
+        manager.on_prepared(prepared(one))
+        assert [type(command) for command in commands(manager)] == [RegisterAdapter]
+        manager.on_residency(lost, now)
+        assert (state(manager, one), commands(manager)) == (AdapterState.FAILED, [])
+        deadline = manager.next_deadline()
+        assert deadline is not None
+        pauses.append(deadline - now)
+        now = deadline
+        manager.tick(now)
+        assert [type(command) for command in commands(manager)] == [PrepareAdapter]
+    assert pauses == [2, 4, 8]
+    manager.on_prepared(prepared(one))
+    manager.on_residency(AdapterResidency(one.revision, "resident"), now)
+    assert state(manager, one) is AdapterState.AVAILABLE
+    manager.on_residency(lost, now)
+    assert state(manager, one) is AdapterState.DOWNLOADING
+
+
 def test_a_new_engine_gets_every_prepared_adapter_and_no_other() -> None:
     served, fetching = entry(1), entry(2, "b")
     manager = ready_manager([served])
@@ -317,6 +344,17 @@ class ManagerMachine(RuleBasedStateMachine):
         else:
             self.engine[name] = "resident"
             self.manager.on_residency(AdapterResidency(name, "resident"), self.now)
+        self.deliver()
+
+    @precondition(lambda self: self.engine)
+    @rule(data=st.data())
+    def engine_loses(self, data: st.DataObject) -> None:
+        assert self.engine is not None
+        name = data.draw(st.sampled_from(sorted(self.engine)))
+        if self.engine[name] != "leaving":
+            self.engine[name] = "failed"
+            reason = Reason.MALFORMED_ARTIFACT.value
+            self.manager.on_residency(AdapterResidency(name, "failed", reason, "lost"), self.now)
         self.deliver()
 
     @rule()

@@ -105,6 +105,30 @@ async def test_killing_the_engine_under_load_loses_no_later_request(
     await pod.until(pod.gauges, lambda found: not any(found.values()))
 
 
+async def test_a_slot_file_that_is_damaged_on_disk_is_made_anew_and_disturbs_no_other(
+    pod: RunningPod, adapters: dict[str, Path]
+) -> None:
+    entries = [entry_for("a", adapters["v1"]), entry_for("b", adapters["v2"])]
+    pod.desire(entries)
+    await pod.until_available(*entries)
+    expected = {model: await pod.complete(PROMPT, model=model) for model in ("a", "b")}
+    (slot,) = pod.paths.cache_dir.glob(
+        f"adapters/{str(entries[0].digest).removeprefix('sha256:')}/*.slot"
+    )
+    slot.write_bytes(slot.read_bytes()[:1000])
+    os.kill(pod.children()["engine"][0], signal.SIGKILL)
+    await pod.until(pod.status, lambda status: status.engine_restarts == 1)
+    assert await pod.complete(PROMPT, model="b") == expected["b"]
+
+    async def ask() -> httpx.Response:
+        body = {"model": "a", "prompt": PROMPT, "max_tokens": 1}
+        return await pod.client.post(f"{pod.url}/v1/completions", json=body)
+
+    await pod.until(ask, lambda answer: answer.status_code == httpx.codes.OK)
+    assert await pod.complete(PROMPT, model="a") == expected["a"]
+    assert slot.stat().st_size > 1000
+
+
 async def test_a_dead_loader_comes_back_and_goes_on(
     pod: RunningPod, adapters: dict[str, Path]
 ) -> None:
