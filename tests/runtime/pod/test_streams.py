@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graft_runtime.errors import EngineDiedError, OverloadedError
+from graft_runtime.errors import DrainingError, EngineDiedError, OverloadedError
 from graft_runtime.ipc.messages import TokenOutput
 from graft_runtime.pod.streams import MAX_RETRY_AFTER_SECONDS, Stream, Streams
 
@@ -91,3 +91,14 @@ def test_a_dead_engine_ends_only_what_it_had() -> None:
     for stream in (held, sent):
         streams.close(stream)
     assert streams.active == {}
+
+
+def test_a_version_whose_time_is_over_ends_only_its_own_requests() -> None:
+    streams = Streams(4, 4, 1_000)
+    held, old, new = Stream("held", 5), Stream("old", 5), Stream("new", 5)
+    for stream in (held, old, new):
+        streams.open(stream)
+    streams.send(old, "ns/a@000000000001")
+    streams.send(new, "ns/a@000000000002")
+    streams.fail_revision("ns/a@000000000001", DrainingError("removed"))
+    assert [stream.queue.qsize() for stream in (held, old, new)] == [0, 1, 0]
