@@ -1,0 +1,129 @@
+"""Clients that stop reading amid a crowd: they are given up, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+
+from tests.support.pod import RunningPod, run_pod
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+TINY = Path(__file__).parents[3] / "examples/models/tiny"
+STALLED = NORMAL = 8
+NUM_TOKENS = 400
+BODY = {
+    "prompt": "Once upon a time",
+    "max_tokens": NUM_TOKENS,
+    "ignore_eos": True,
+    "temperature": 0,
+    "logprobs": 20,
+    "return_token_ids": True,
+    "stream": True,
+}
+NUM_CHOICES = 32
+"""Of those who do not read: an answer that fits into the kernel's buffers would be all sent before
+anybody noticed."""
+UNREAD = BODY | {"prompt": [BODY["prompt"]] * 4, "n": NUM_CHOICES // 4}
+SMALL_BUFFER = 4096
+
+Stall = Callable[[RunningPod, AsyncExitStack], Awaitable[None]]
+Read = Callable[[RunningPod], Awaitable[int]]
+
+
+@pytest.fixture
+async def pod() -> AsyncIterator[RunningPod]:
+    async with run_pod(TINY) as running:
+        yield running
+
+
+async def small_socket(url: str) -> socket.socket:
+    """Return a connection to a server that takes little before somebody reads."""
+    host, _, port = url.rpartition("//")[2].rpartition(":")
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+    made.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(made, (host, int(port)))
+    return made
+
+
+def num_tokens(event: dict[str, Any]) -> int:
+    return sum(len(choice["token_ids"]) for choice in event["choices"])
+
+
+async def stall_http(pod: RunningPod, until_end: AsyncExitStack) -> None:
+    client = until_end.enter_context(await small_socket(pod.url))
+    data = json.dumps(UNREAD).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    request = f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
+    await asyncio.get_running_loop().sock_sendall(client, request)
+
+
+async def read_http(pod: RunningPod) -> int:
+    count = 0
+    request = pod.client.stream("POST", f"{pod.url}/v1/completions", json=BODY)
+    async with request as answer:
+        async for line in answer.aiter_lines():
+            data = line.removeprefix("data: ")
+            if data and data != "[DONE]":
+                count += num_tokens(json.loads(data))
+    return count
+
+
+def message(body: dict[str, Any]) -> str:
+    return json.dumps({"type": "request", "id": "a", "path": "/v1/completions", "body": body})
+
+
+def address(pod: RunningPod) -> str:
+    return f"{pod.url.replace('http', 'ws', 1)}/v1/stream"
+
+
+async def stall_websocket(pod: RunningPod, until_end: AsyncExitStack) -> None:
+    own = await small_socket(pod.url)
+    client = connect(address(pod), sock=own, max_queue=1, ping_interval=None, close_timeout=0)
+    await (await until_end.enter_async_context(client)).send(message(UNREAD))
+
+
+async def read_websocket(pod: RunningPod) -> int:
+    count = 0
+    async with connect(address(pod), proxy=None) as client:
+        await client.send(message(BODY))
+        while (told := json.loads(await client.recv()))["type"] == "event":
+            count += num_tokens(told["data"])
+    assert told["type"] == "end", told
+    return count
+
+
+async def has_given_up(pod: RunningPod) -> bool:
+    """Tell whether the server has given up as many requests as have clients that do not read.
+
+    A WebSocket may be closed a little before its limit: who reads nothing answers no ping either.
+    """
+    page = (await pod.client.get(f"{pod.url}/metrics")).text
+    lines = [line for line in page.splitlines() if line.startswith("graft_aborted_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines) >= STALLED
+
+
+@pytest.mark.parametrize(
+    ("stall", "read"),
+    [(stall_http, read_http), (stall_websocket, read_websocket)],
+    ids=["sse", "websocket"],
+)
+async def test_those_who_read_get_all_and_those_who_do_not_are_given_up(
+    pod: RunningPod, stall: Stall, read: Read
+) -> None:
+    async with AsyncExitStack() as until_end:
+        for _ in range(STALLED):
+            await stall(pod, until_end)
+        counts = await asyncio.gather(*(read(pod) for _ in range(NORMAL)))
+        assert counts == [NUM_TOKENS] * NORMAL
+        await pod.until(lambda: has_given_up(pod), bool)
+        await pod.until(pod.gauges, lambda gauges: not any(gauges.values()))
