@@ -10,9 +10,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from websockets.asyncio.client import connect
 
+from graft_runtime.server.kserve import inference_pb2 as pb
+from graft_runtime.server.kserve.grpc_service import SERVICE
+from graft_runtime.server.kserve.tensors import Tensor, to_bytes
 from tests.support.pod import RunningPod, run_pod
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -34,6 +38,8 @@ NUM_CHOICES = 32
 anybody noticed."""
 UNREAD = BODY | {"prompt": [BODY["prompt"]] * 4, "n": NUM_CHOICES // 4}
 SMALL_BUFFER = 4096
+SMALL_WINDOW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024))
+"""Else a client takes megabytes that nobody reads."""
 
 Stall = Callable[[RunningPod, AsyncExitStack], Awaitable[None]]
 Read = Callable[[RunningPod], Awaitable[int]]
@@ -102,6 +108,50 @@ async def read_websocket(pod: RunningPod) -> int:
     return count
 
 
+def infer_request() -> pb.ModelInferRequest:
+    sampling = {
+        name: BODY[name] for name in ("max_tokens", "ignore_eos", "temperature", "logprobs")
+    }
+    asked = pb.ModelInferRequest(model_name="base")
+    for each in (
+        Tensor.row("text_input", "BYTES", [str(BODY["prompt"]).encode()]),
+        Tensor.row("sampling_parameters", "BYTES", [json.dumps(sampling).encode()]),
+        *(Tensor.row(name, "BOOL", [True]) for name in ("stream", "return_logprobs")),
+    ):
+        asked.inputs.add(name=each.name, datatype=each.datatype, shape=each.shape)
+        asked.raw_input_contents.append(to_bytes(each))
+    return asked
+
+
+async def open_rpc(pod: RunningPod, until_end: AsyncExitStack) -> Any:
+    channel = grpc.aio.insecure_channel(pod.grpc_address, SMALL_WINDOW)
+    method = (await until_end.enter_async_context(channel)).stream_stream(
+        f"/{SERVICE.full_name}/ModelStreamInfer",
+        request_serializer=pb.ModelInferRequest.SerializeToString,
+        response_deserializer=pb.ModelStreamInferResponse.FromString,
+    )
+    call = method()
+    await call.write(infer_request())
+    return call
+
+
+async def stall_grpc(pod: RunningPod, until_end: AsyncExitStack) -> None:
+    await open_rpc(pod, until_end)
+
+
+async def read_grpc(pod: RunningPod) -> int:
+    count = 0
+    async with AsyncExitStack() as until_end:
+        call = await open_rpc(pod, until_end)
+        await call.done_writing()
+        async for each in call:
+            assert not each.error_message
+            outputs = [output.name for output in each.infer_response.outputs]
+            raw = dict(zip(outputs, each.infer_response.raw_output_contents, strict=True))
+            count += len(json.loads(raw["logprobs"][4:]) or [])
+    return count
+
+
 async def has_given_up(pod: RunningPod) -> bool:
     """Tell whether the server has given up as many requests as have clients that do not read.
 
@@ -114,8 +164,8 @@ async def has_given_up(pod: RunningPod) -> bool:
 
 @pytest.mark.parametrize(
     ("stall", "read"),
-    [(stall_http, read_http), (stall_websocket, read_websocket)],
-    ids=["sse", "websocket"],
+    [(stall_http, read_http), (stall_websocket, read_websocket), (stall_grpc, read_grpc)],
+    ids=["sse", "websocket", "grpc"],
 )
 async def test_those_who_read_get_all_and_those_who_do_not_are_given_up(
     pod: RunningPod, stall: Stall, read: Read
