@@ -183,6 +183,7 @@ class FakeRuntime:
     def status(self) -> RuntimeStatus:
         hashes = [self.shards[i].hash if i in self.shards else "" for i in range(NUM_SHARDS)]
         problems = [self.shard_problems.get(i, "") for i in range(NUM_SHARDS)]
+        weights = {entry.revision: entry.weight for entry in self.entries()}
         return RuntimeStatus(
             version="0",
             pod=self.name,
@@ -200,12 +201,11 @@ class FakeRuntime:
                 ShardReport(hash=h, reason=Reason.MALFORMED_SHARD if p else None, message=p)
                 for h, p in zip(hashes, problems, strict=True)
             ),
-            revisions=tuple(self._weighted(self.reports[key]) for key in sorted(self.reports)),
+            revisions=tuple(
+                report.model_copy(update={"weight": weights.get(revision, 0)})
+                for revision, report in sorted(self.reports.items())
+            ),
         )
-
-    def _weighted(self, report: RevisionReport) -> RevisionReport:
-        weights = {entry.revision: entry.weight for entry in self.entries()}
-        return report.model_copy(update={"weight": weights.get(report.revision, 0)})
 
     @property
     def is_ready(self) -> bool:
