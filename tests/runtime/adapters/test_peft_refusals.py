@@ -107,8 +107,7 @@ def save(base_model: Path) -> Callable[[PeftConfig, Path], Path]:
 
     def _save(config: PeftConfig, folder: Path) -> Path:
         base: PreTrainedModel = load_reference(base_model)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft's advice on unusual configs
+        with warnings.catch_warnings(action="ignore"):  # peft's advice on unusual configs
             model: PeftModel = get_peft_model(base, config)
             model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
@@ -139,8 +138,7 @@ def test_a_config_that_peft_writes_is_refused_by_its_field(
     field: str, peft_adapter: Path, arch: DecoderArch, tmp_path: Path
 ) -> None:
     copy_adapter(peft_adapter, tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         ONLY_CONFIG[field]().save_pretrained(tmp_path)
     error = refusal(tmp_path, arch)
     assert error.reason is Reason.UNSUPPORTED_ADAPTER_TYPE
@@ -155,8 +153,7 @@ def test_every_kind_of_tuning_that_peft_knows_is_lora_or_refused_by_name(
         pytest.skip("peft makes no config of AdaMSS without scikit-learn")
     copy_adapter(peft_adapter, tmp_path)
     config_of = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         config_of(task_type="CAUSAL_LM", **NEEDED.get(kind, {})).save_pretrained(tmp_path)
     error = refusal(tmp_path, arch)
     assert error.reason is Reason.UNSUPPORTED_ADAPTER_TYPE
@@ -167,8 +164,7 @@ def test_every_kind_of_tuning_that_peft_knows_is_lora_or_refused_by_name(
 def test_a_beginning_that_leaves_the_base_model_as_it_was_is_taken(
     start: bool | str, base_model: Path, arch: DecoderArch, tmp_path: Path
 ) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         model = get_peft_model(load_reference(base_model), lora(init_lora_weights=start)())
         model.save_pretrained(tmp_path, save_embedding_layers=False)
     (tmp_path / "README.md").unlink()
@@ -203,8 +199,7 @@ def test_a_pattern_that_peft_would_run_is_refused_by_its_field(
 def test_weights_that_peft_saves_as_a_pickle_are_never_downloaded(
     base_model: Path, tmp_path: Path
 ) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         model = get_peft_model(load_reference(base_model), lora()())
         model.save_pretrained(tmp_path, safe_serialization=False)
     listed = [SourceFile(path.name, path.stat().st_size, None) for path in tmp_path.iterdir()]

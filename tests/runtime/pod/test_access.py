@@ -148,7 +148,7 @@ async def test_a_namespace_has_no_more_requests_in_flight_than_it_may() -> None:
     pod.end("r0", finish_reason="stop")
     await pod.running[0]
     await first.aclose()
-    await drained(pod, 2)
+    await pod.counted(2)
     await pod.begin("a", "r10")
 
 
@@ -192,10 +192,3 @@ async def test_what_failed_by_the_servers_fault_is_counted_and_nothing_else() ->
     a, b = (reports[pinned_revision("team", name, DIGEST)] for name in ("a", "b"))
     assert (a.requests, a.errors) == (3, 1)
     assert (b.requests, b.errors) == (0, 0)
-
-
-async def drained(pod: Pod, count: int) -> None:
-    """Wait until so many requests are in flight."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while len(pod.gateway.streams) != count:
-            await asyncio.sleep(0)
