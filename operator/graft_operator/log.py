@@ -1,4 +1,4 @@
-"""The operator's log: one JSON object per line, or text for people."""
+"""Logs: how the operator writes its own, and what a process said last in its."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 LogFormat = Literal["json", "text"]
+LAST_WORDS_MAX = 300
+"""Most characters of a log's last line that are told elsewhere."""
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -39,3 +41,16 @@ def configure(log_format: LogFormat, *, verbose: bool) -> None:
     # kopf tells of every object it sees.
     logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def last_words(log: str) -> str:
+    """Return the last line of a log, or the message in it if it is JSON; empty if it has none."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    try:
+        record = json.loads(lines[-1])
+    except ValueError:
+        record = None
+    said = record.get("message", lines[-1]) if isinstance(record, dict) else lines[-1]
+    return str(said)[:LAST_WORDS_MAX]

@@ -62,6 +62,7 @@ def serve(root: Path, name: str) -> None:
     paths = PodPaths(root)
     config = _read_config(paths.config_file)
     token = _read_token(paths.token_file)
+    _check_cache(paths.cache_dir)
     with asyncio.Runner() as runner:
         sys.exit(runner.run(_serve(config, paths, name, token)))
 
@@ -83,7 +84,10 @@ def loader(settings_file: Path) -> None:
     _become_child("loader")
     from graft_runtime.adapters.loader import run_loader
 
-    run_loader(LoaderChildSettings.model_validate_json(settings_file.read_bytes()))
+    try:
+        run_loader(LoaderChildSettings.model_validate_json(settings_file.read_bytes()))
+    except ReasonedError as error:
+        raise click.ClickException(_told(error)) from error
 
 
 @main.command("merge-adapters")
@@ -97,7 +101,7 @@ def merge_adapters(out: Path, folders: tuple[Path, ...], weights: tuple[float, .
     try:
         merged = merge.merge_adapters(folders, weights, out)
     except ReasonedError as error:
-        raise click.ClickException(f"{error.reason.value}: {error}") from error
+        raise click.ClickException(_told(error)) from error
     except (InvalidRequestError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {merged.num_modules} modules, rank {merged.rank}", err=True)
@@ -222,6 +226,20 @@ def _read_config(path: Path) -> RuntimeConfig:
         raise click.ClickException(f"cannot read {path}: {error.strerror}") from error
     except (ValidationError, yaml.YAMLError) as error:
         raise click.ClickException(f"{path}: {error}") from error
+
+
+def _check_cache(folder: Path) -> None:
+    """End at once, and with one line, where every attempt to load something would fail."""
+    from graft_runtime.sources.disk_check import check_disk_cache
+
+    try:
+        check_disk_cache(folder)
+    except ReasonedError as error:
+        raise click.ClickException(_told(error)) from error
+
+
+def _told(error: ReasonedError) -> str:
+    return f"{error.reason.value}: {error.message}"
 
 
 def _read_token(path: Path) -> str:

@@ -97,7 +97,8 @@ class LoaderProcess:
         return await self.process.wait()
 
 
-def _told(folder: Path, settings: dict[str, Any]) -> LoaderChildSettings:
+def loader_told(folder: Path, settings: dict[str, Any]) -> LoaderChildSettings:
+    """Return what a loader is told whose cache, keys and claims lie in a folder."""
     defaults: dict[str, Any] = {
         "socket": folder / "s",
         "cache_dir": folder / "cache",
@@ -119,7 +120,7 @@ async def run_loader_here(
     folder: Path, **settings: Any
 ) -> AsyncIterator[AsyncChannel[FromLoader, ToLoader]]:
     """Run a loader as a task of this process, for tests that change its constants."""
-    told = _told(folder, settings)
+    told = loader_told(folder, settings)
     context = zmq.asyncio.Context()
     here: AsyncChannel[FromLoader, ToLoader] = AsyncChannel(context, told.socket, FromLoader)
     there: AsyncChannel[ToLoader, FromLoader] = AsyncChannel(
@@ -143,7 +144,7 @@ async def run_loader_process(
     folder: Path, *, environment: dict[str, str] | None = None, **settings: Any
 ) -> AsyncIterator[LoaderProcess]:
     """Run a loader for the length of a with statement; its cache and keys lie in `folder`."""
-    told = _told(folder, settings)
+    told = loader_told(folder, settings)
     settings_file = folder / "settings.json"
     settings_file.write_text(told.to_json())
     context = zmq.asyncio.Context()

@@ -177,7 +177,7 @@ async def run_pod(
             "server": {"host": "127.0.0.1"} | ports | settings.get("server", {}),
         }
     )
-    paths = _laid_out(root, config, cache_dir)
+    paths = lay_out(root, config, cache_dir)
     log = root / "log"
     environment = os.environ | {ENV_POD_ROOT: str(root), ENV_POD_NAME: "test-0"}
     with log.open("wb") as output:
@@ -208,7 +208,8 @@ async def run_pod(
             shutil.rmtree(root, ignore_errors=True)
 
 
-def _laid_out(root: Path, config: RuntimeConfig, cache_dir: Path | None) -> PodPaths:
+def lay_out(root: Path, config: RuntimeConfig, cache_dir: Path | None = None) -> PodPaths:
+    """Write what is mounted into a pod."""
     paths = PodPaths(root)
     for folder in (paths.config_file.parent, paths.adapters_dir, paths.token_file.parent):
         folder.mkdir(parents=True)

@@ -62,7 +62,11 @@ class LocalCluster:
         for manifest in self.state.restore(OWN_KINDS):
             self.store.restore(_without_claims(manifest))
         self.store.subscribe(lambda _: self.state.touch())
-        self._pods = PodHost(self.settings, self.store, self.state.folder)
+        try:
+            self._pods = PodHost(self.settings, self.store, self.state.folder)
+        except LocalModeError:
+            self.state.unlock()
+            raise
         self.scan()
         self._tasks = [
             asyncio.create_task(self._scan_forever(), name="scan manifests"),

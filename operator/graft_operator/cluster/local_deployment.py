@@ -19,6 +19,7 @@ from graft_operator.cluster.base import Change
 from graft_operator.cluster.local_pod import LocalPod, PodSpec
 from graft_operator.cluster.mounts import Ports, references
 from graft_operator.cluster.store import ObjectStore
+from graft_operator.errors import LocalModeError
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
 from graft_operator.settings import LocalSettings
 from graft_protocol.naming import PodPaths
@@ -31,9 +32,19 @@ class PodHost:
     """All local pods: where their folders are and which ports they have."""
 
     def __init__(self, settings: LocalSettings, store: ObjectStore, state_dir: Path) -> None:
+        """Make the folder of the disk cache.
+
+        Raises:
+            LocalModeError: It cannot be made.
+        """
         self.settings = settings
         self.store = store
         self.cache_dir = state_dir / "cache"
+        try:
+            self.cache_dir.mkdir(exist_ok=True)
+        except OSError as error:
+            message = f"cannot use {self.cache_dir} for the disk cache: {error.strerror}"
+            raise LocalModeError(message) from error
         self._state_dir = state_dir
         self._short_dir: Path | None = None
         self._next_port = settings.first_port
@@ -82,7 +93,6 @@ class PodHost:
             (folder / "root").symlink_to(root)
             shutil.rmtree(root, ignore_errors=True)
         root.mkdir(mode=0o700)
-        self.cache_dir.mkdir(exist_ok=True)
         cache = PodPaths(root).cache_dir
         cache.parent.mkdir(parents=True)
         cache.symlink_to(self.cache_dir)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ import httpx
 from graft_operator.cluster.mounts import Lookup, Ports, mount_all
 from graft_operator.cluster.process import kill_group, spawn, stop
 from graft_operator.errors import NotFoundError
+from graft_operator.log import last_words
 from graft_operator.settings import LocalSettings
 from graft_protocol.naming import ENV_POD_NAME, ENV_POD_ROOT
 
@@ -141,7 +141,7 @@ class LocalPod:
             await ended
             self._process = None
         if not self._stopping.is_set():
-            said = last_words(spec.log)
+            said = _end_of(spec.log)
             self._changed(trouble=f"the process ended with {process.returncode}: {said}")
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
@@ -202,19 +202,12 @@ async def _cancelled(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def last_words(log: Path) -> str:
-    """Return the last line a process wrote, or the message in it if it is JSON."""
+def _end_of(log: Path) -> str:
+    """Return what a process said last."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return "no log"
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        return "nothing in its log"
-    try:
-        record = json.loads(lines[-1])
-    except ValueError:
-        return lines[-1].strip()[:300]
-    return str(record.get("message", lines[-1]) if isinstance(record, dict) else lines[-1])[:300]
+    return last_words(text) or "nothing in its log"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from graft_operator.cluster.base import Cluster
 from graft_operator.constants import ANNOTATION_CONFIG
 from graft_operator.errors import InvalidManifestError
+from graft_operator.log import last_words
 from graft_operator.plan.accept import Verdict
 from graft_operator.plan.views import DeploymentView, PodView
 from graft_operator.reconcile.cache import ObjectCache
@@ -190,5 +191,8 @@ def _trouble(status: Mapping[str, Any]) -> str:
         waiting = (container.get("state") or {}).get("waiting") or {}
         reason = waiting.get("reason", "")
         if reason and reason not in {"ContainerCreating", "PodInitializing"}:
-            return f"{reason}: {waiting.get('message', '')}".rstrip(": ")
+            ended = (container.get("lastState") or {}).get("terminated") or {}
+            # What the process said helps; that it will be started again does not.
+            said = last_words(ended.get("message") or "") or waiting.get("message", "")
+            return f"{reason}: {said}".rstrip(": ")
     return ""

@@ -21,7 +21,7 @@ from graft_protocol.reasons import Reason
 from graft_runtime.errors import ReasonedError
 from graft_runtime.sources import file_lock
 from graft_runtime.sources.cache_entry import FILES, MANIFEST, CacheEntry, Kind
-from graft_runtime.sources.disk_errors import disk_errors
+from graft_runtime.sources.disk_errors import disk_errors, unusable
 
 _TMP = "tmp"
 _LOCKS = "locks"
@@ -73,7 +73,7 @@ class DiskCache:
         """Make the folders, and sweep what crashed processes left half-done.
 
         Raises:
-            ReasonedError: CacheFull when the folder cannot be written.
+            ReasonedError: CacheFull when the folder cannot be written; says which.
         """
         self._root = root
         self._max_bytes = max_bytes
@@ -82,10 +82,11 @@ class DiskCache:
         """When an entry's folder last changed, and its bytes then: nothing in it changes without
         its folder, and looking at every file of thousands for each new one takes too long."""
         self._room = threading.Lock()
-        with disk_errors():
-            for name in (*Kind, _TMP, _LOCKS, _PARTIAL):
-                (root / name).mkdir(parents=True, exist_ok=True)
+        make_folders(root)
+        try:
             self._sweep()
+        except OSError as error:
+            raise unusable(root, error) from error
 
     def open(self, kind: Kind, digest: str) -> CacheEntry | None:
         """Return the pinned entry of a content, or None. Sizes are checked, hashes are not."""
@@ -281,6 +282,19 @@ class DiskCache:
                 path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
+
+
+def make_folders(root: Path) -> None:
+    """Make what a cache consists of, as far as it is not there.
+
+    Raises:
+        ReasonedError: CacheFull, naming the folder and what the disk says.
+    """
+    try:
+        for name in (*Kind, _TMP, _LOCKS, _PARTIAL):
+            (root / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(root, error) from error
 
 
 def _is_held(path: Path) -> bool:

@@ -118,6 +118,15 @@ async def test_a_folder_is_up_only_once(tmp_path: Path) -> None:
                 pass
 
 
+async def test_a_cache_folder_that_cannot_be_made_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / ".graft").mkdir()
+    (tmp_path / ".graft/cache").write_bytes(b"")
+    for _ in range(2):  # the first one lets go of the folder
+        with pytest.raises(LocalModeError, match=r"\.graft/cache for the disk cache: File exists"):
+            async with LocalCluster(local_settings(tmp_path)):
+                pass
+
+
 async def test_a_process_that_does_not_listen_is_killed_with_all_it_started(tmp_path: Path) -> None:
     script = "trap '' TERM; sleep 1000 & echo up; wait; wait"
     log = tmp_path / "log"
