@@ -12,11 +12,11 @@ import logging
 import os
 import resource
 import time
-from collections import defaultdict
 from collections.abc import Coroutine
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from weakref import WeakValueDictionary
 
 import zmq.asyncio
 
@@ -114,10 +114,9 @@ class Loader:
             ambient=read_ambient(os.environ),
         )
         self._loads = asyncio.Semaphore(settings.load_concurrency)
-        self._streams: dict[str, asyncio.Semaphore] = defaultdict(
-            lambda: asyncio.Semaphore(STREAMS_PER_SOURCE)
-        )
-        """By bucket, repository or host: one busy source does not take another's turn."""
+        self._streams: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """By bucket, repository or host: one busy source does not take another's turn. Kept as long
+        as somebody reads from it."""
         # Apart, or the first of a thousand would be converted after the last has been fetched.
         self._conversions = asyncio.Semaphore(settings.load_concurrency)
         self._target: asyncio.Future[SlotTarget] = asyncio.get_running_loop().create_future()
@@ -317,12 +316,15 @@ class Loader:
         if credential is None and uri.scheme == "s3":
             credential = profile_credential(os.environ)
         async with aclosing(open_source(wish.uri, credential, policy)) as source:
-            wanted = replace(wanted, streams=self._streams[f"{uri.scheme}://{uri.bucket}"])
+            wanted = replace(wanted, streams=self._streams_of(f"{uri.scheme}://{uri.bucket}"))
             entry = await fetch(source, wanted, self._cache, progress)
             if uri.revision:
                 entry.origin = source.uri
                 self._pins.remember(wanted.kind, source.uri, entry.digest, choice=choice)
         return entry
+
+    def _streams_of(self, place: str) -> asyncio.Semaphore:
+        return self._streams.setdefault(place, asyncio.Semaphore(STREAMS_PER_SOURCE))
 
 
 def _prepared(

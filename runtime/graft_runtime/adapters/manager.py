@@ -251,6 +251,9 @@ class AdapterManager:
             revision.drain_until = now + self._drain_seconds(revision)
             self._commands.append(UnregisterAdapter(name))
         elif revision.phase is not Phase.DRAINING:
+            if self._engine_ready and revision.may_be_registered:
+                # The engine keeps what it could not load, for a second try that will not come.
+                self._commands.append(UnregisterAdapter(name))
             self._forget(name)
 
     def _drain_seconds(self, revision: Revision) -> float:
@@ -301,7 +304,7 @@ class AdapterManager:
 
     def _fail(self, revision: Revision, reason: Reason, message: str, now: float) -> None:
         is_final = REASONS[reason].retry == "terminal" or bool(revision.parts)
-        revision.fail(reason, message, None if is_final else now)
+        revision.fail(reason, message, None if is_final else now, self._pod)
 
     def _lose(self, revision: Revision, event: AdapterResidency, now: float) -> None:
         """Have made anew what the loader has checked and the engine cannot use: it was damaged."""
@@ -311,7 +314,7 @@ class AdapterManager:
         if revision.parts:
             self._fail(revision, reason, event.message, now)
             return
-        revision.fail(reason, event.message, now)
+        revision.fail(reason, event.message, now, self._pod)
         if revision.failures == 1 and REASONS[reason].retry == "terminal":
             revision.retry_at = None
             self._fetch(revision)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
@@ -65,11 +66,12 @@ class Revision:
         """Whether a new request may use it."""
         return self.phase is Phase.SERVING
 
-    def fail(self, reason: Reason, message: str, now: float | None) -> None:
-        """Note why it cannot be used, and when it is tried again; never without a time."""
+    def fail(self, reason: Reason, message: str, now: float | None, pod: str) -> None:
+        """Note why it cannot be used, and when its pod tries again; never without a time."""
         self.phase, self.reason, self.message = Phase.FAILED, reason, message
         if now is not None:
-            self.retry_at = now + min(FIRST_RETRY_SECONDS * 2**self.failures, LAST_RETRY_SECONDS)
+            who = f"{pod} {self.entry.revision}"
+            self.retry_at = now + retry_seconds(self.failures, who)
             self.failures += 1
 
     def answers_to(self, name: str) -> bool:
@@ -77,9 +79,25 @@ class Revision:
         return name == self.entry.served_name or name in self.entry.aliases
 
     @property
+    def may_be_registered(self) -> bool:
+        """Whether the engine may know it, whatever became of it since."""
+        return self.prepared is not None and self.phase is not Phase.RESOLVED
+
+    @property
     def is_near(self) -> bool:
         """Whether it is about to serve, so that holding a request for it is worth while."""
         return self.phase is Phase.REGISTERING
+
+
+def retry_seconds(failures: int, who: str) -> float:
+    """Return the pause after an attempt with so many failures before it: 1, 2, 4 s ... and 60 s.
+
+    Up to a half is taken off, as much as `who` and the number decide: pods that failed together do
+    not come back together.
+    """
+    longest = min(FIRST_RETRY_SECONDS * 2.0 ** min(failures, 30), LAST_RETRY_SECONDS)
+    digest = hashlib.sha256(f"{who} {failures}".encode(errors="surrogatepass")).digest()
+    return longest * (1.0 - int.from_bytes(digest[:4]) / 2**33)
 
 
 STATES = {
