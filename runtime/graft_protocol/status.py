@@ -43,6 +43,8 @@ class RevisionReport(Message):
     """Requests that it has ended in this pod, however they ended."""
     errors: int = 0
     """Those of them that failed by the server's fault."""
+    warning: str = ""
+    """What its owner may want to look at, though it serves; for people. Older pods say nothing."""
 
 
 class ShardReport(Message):

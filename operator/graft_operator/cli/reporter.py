@@ -212,10 +212,14 @@ class Reporter:
                 self._say(f"pod/{pod.name}: its {part} died and was started again", bad=True)
 
     def _on_revision(self, report: RevisionReport) -> None:
-        if report.state not in _ON_ITS_WAY:
+        if report.state not in _ON_ITS_WAY and not report.warning:
             return
         name = parse_revision(report.revision)
         key = ObjectKey(KIND_ADAPTER, name.namespace, name.name)
+        if report.warning and self._is_new(key, f"warning {name.version}", report.warning):
+            self._say(f"{short_name(key)}: warning: {report.warning}")
+        if report.state not in _ON_ITS_WAY:
+            return
         if self._is_new(key, f"state {name.version}", report.state):
             version = "" if name.is_pending else f" {name.version}"
             self._say(f"{short_name(key)}: {report.state}{version}")

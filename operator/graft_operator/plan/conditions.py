@@ -271,7 +271,9 @@ def _loaded(
     count = sum(pod.serves(wanted.id) for pod in serving) if wanted else 0
     share = f"{count} of {len(serving)} ready pods have {wanted.id if wanted else 'it'}"
     if wanted is not None and serving and count == len(serving):
-        return _condition("Loaded", "True", Reason.AVAILABLE, share)
+        warning = _warning(wanted, serving)
+        message = f"{share}; {warning}" if warning else share
+        return _condition("Loaded", "True", Reason.AVAILABLE, message)
     if failures:
         return _condition(
             "Loaded", "False", Reason(failures[0].reason), f"{share}; {failures[0].message}"
@@ -283,6 +285,12 @@ def _loaded(
             "Loaded", "False", _furthest(wanted, pods), "no pod of the service is ready yet"
         )
     return _condition("Loaded", "False", _furthest(wanted, pods), share)
+
+
+def _warning(wanted: RevisionStatus, serving: Sequence[PodView]) -> str:
+    """Return what a pod would have the owner look at; all of them read the same bytes."""
+    reports = (pod.revision(wanted.id) for pod in serving)
+    return next((report.warning for report in reports if report and report.warning), "")
 
 
 def _furthest(wanted: RevisionStatus | None, pods: Sequence[PodView]) -> Reason:

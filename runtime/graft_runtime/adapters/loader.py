@@ -18,9 +18,11 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
+import msgspec
 import zmq.asyncio
 
 from graft_protocol.reasons import Reason
+from graft_runtime.adapters.base_name import other_base
 from graft_runtime.adapters.credential_file import read_credential
 from graft_runtime.adapters.own_template import TemplateInspector, has_template
 from graft_runtime.adapters.slot_store import PreparedSlot, SlotTarget, prepare_slot
@@ -122,6 +124,7 @@ class Loader:
         self._target: asyncio.Future[SlotTarget] = asyncio.get_running_loop().create_future()
         self._templates = TemplateInspector()
         self._model: CacheEntry | None = None
+        self._model_uri = ""
         self._adapters: dict[str, CacheEntry] = {}
         """Pinned for as long as the server wants the revision."""
         self._wishes: dict[str | None, ToLoader] = {}
@@ -186,7 +189,7 @@ class Loader:
     async def _prepare_model(self, wish: PrepareModel) -> None:
         try:
             entry = await self._fetch_model(wish)
-            await self._use_model(entry)
+            await self._use_model(entry, wish.uri)
         except ReasonedError as error:
             self._channel.post(ModelRefused(error.reason, error.message))
         except Exception as error:  # noqa: BLE001 - answered, and logged with its trace
@@ -206,7 +209,7 @@ class Loader:
             _ProgressReporter(self._channel, None),
         )
 
-    async def _use_model(self, entry: CacheEntry) -> None:
+    async def _use_model(self, entry: CacheEntry, uri: str) -> None:
         """Make this the model that adapters are checked against from now on."""
         try:
             arch = await asyncio.to_thread(read_model_apart, entry.files_dir)
@@ -216,6 +219,7 @@ class Loader:
         dtype = serving_dtype(self._settings.dtype, arch)
         if self._target.done():
             self._target = asyncio.get_running_loop().create_future()
+        self._model_uri = uri
         self._target.set_result(SlotTarget(arch, dtype, self._settings.max_rank))
         if self._model is not None:
             self._model.close()
@@ -228,6 +232,7 @@ class Loader:
             digest = entry.digest
             entry, slot = await self._convert(wish, entry)
             template = await self._template(wish, entry)
+            warning = await asyncio.to_thread(other_base, entry.files_dir, self._model_uri)
         except ReasonedError as error:
             refusal = AdapterRefused(wish.revision, error.reason, error.message, digest)
             self._channel.post(refusal)
@@ -239,7 +244,10 @@ class Loader:
             )
         else:
             self._pin(wish.revision, entry)
-            self._channel.post(_prepared(wish.revision, entry, slot, template))
+            if warning:
+                _log.warning("%s: %s", wish.revision, warning)
+            prepared = _prepared(wish.revision, entry, slot, template)
+            self._channel.post(msgspec.structs.replace(prepared, warning=warning))
 
     async def _fetch_adapter(self, wish: PrepareAdapter) -> CacheEntry:
         limit = self._settings.max_adapter_bytes

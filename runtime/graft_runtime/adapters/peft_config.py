@@ -108,6 +108,16 @@ def load_peft_config(path: Path) -> PeftConfig:
     )
 
 
+def named_base_model(path: Path) -> str:
+    """Return what a config file calls the model it was trained on; empty if it does not say.
+
+    Raises:
+        ReasonedError: MalformedArtifact.
+    """
+    named = _read_object(path).get("base_model_name_or_path")
+    return named if isinstance(named, str) else ""
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         raw = file.read(_MAX_CONFIG_BYTES + 1)

@@ -127,4 +127,5 @@ def report(revision: Revision, active_requests: int) -> RevisionReport:
         weight=0 if revision.phase is Phase.DRAINING else revision.entry.weight,
         tier=revision.tier,
         active_requests=active_requests,
+        warning="" if prepared is None else prepared.warning,
     )

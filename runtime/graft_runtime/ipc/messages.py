@@ -356,6 +356,8 @@ class AdapterPrepared(msgspec.Struct, frozen=True, tag=True):
     origin: str | None = None
     """Where it was read from just now, with the commit that its revision meant."""
     template: GuestTemplate | None = None
+    warning: str = ""
+    """What its owner may want to look at, though it serves."""
 
 
 class AdapterRefused(msgspec.Struct, frozen=True, tag=True):

@@ -54,6 +54,15 @@ def test_ready_means_that_every_pod_that_takes_requests_serves_it() -> None:
     assert (status.ready_replicas, status.desired_replicas) == (2, 2)
 
 
+def test_what_a_pod_would_have_the_owner_look_at_stands_beside_what_is_loaded() -> None:
+    warned = revision_report(V1, warning="names another base model")
+    status = status_of([make_pod(revision_report(V1)), make_pod(warned, name="b")])
+    loaded = condition_of(status.conditions, "Loaded")
+    assert loaded is not None
+    assert (loaded.status, loaded.reason) == ("True", "Available")
+    assert loaded.message.endswith("; names another base model")
+
+
 def test_one_pod_without_it_makes_it_degraded() -> None:
     status = status_of([make_pod(revision_report(V1)), make_pod(name="b")])
     assert summary(status)["Ready"] == ("False", "Degraded")

@@ -1,6 +1,7 @@
 """Every kind of source, through a real loader process: base models and adapters alike."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -173,6 +174,26 @@ async def test_a_hub_revision_is_read_at_its_commit_which_is_told_and_remembered
         reason, message = refusal(await loader.prepare("team-a/x@0", uri))
         assert (reason, "offline" in message) == (Reason.SOURCE_UNAVAILABLE, True)
     assert len(places.hub.requests) == asked
+
+
+async def test_an_adapter_of_another_model_of_the_hub_is_served_with_a_warning(
+    places: Places, base_model: Path, peft_adapter: Path, folder: Path, tmp_path: Path
+) -> None:
+    uri = places.publish("hf", "small-model", base_model)
+    write_key(folder, "hf", places.credentials["hf"])
+    copy = adapter_of_its_own(peft_adapter, tmp_path, "foreign")
+    fields = json.loads((copy / CONFIG).read_bytes())
+    (copy / CONFIG).write_text(json.dumps(fields | {"base_model_name_or_path": "org/large-model"}))
+    (copy / "README.md").write_text("not part of it")
+    async with run_loader_process(
+        folder, environment=ONLINE, allowed_endpoints=places.allowed
+    ) as loader:
+        await loader.prepare_model(uri, credential="hf")
+        warned = prepared(await loader.prepare(REVISION, copy.as_uri()))
+        silent = prepared(await loader.prepare("team-a/own@0", peft_adapter.as_uri()))
+    assert "org/large-model" in warned.warning
+    assert "org/small-model" in warned.warning
+    assert silent.warning == ""
 
 
 async def test_a_base_model_of_the_hub_is_found_again_offline(
