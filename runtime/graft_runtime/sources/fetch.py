@@ -6,6 +6,8 @@ Knows neither what the files mean nor which store they come from. The loader cal
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from graft_protocol.digest import FileRecord, manifest_digest
@@ -18,7 +20,11 @@ from graft_runtime.sources.partial import Journal, resume_key
 from graft_runtime.sources.selection import Selection
 from graft_runtime.sources.transfer import Progress, Transfer
 
+_log = logging.getLogger(__name__)
+
 _STREAMS_AT_ONCE = 4
+_NAMES_LOGGED = 20
+_NAME_CHARS_LOGGED = 80
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ async def _download(
 async def _download_once(
     source: Source, wanted: Wanted, cache: DiskCache, on_progress: Progress
 ) -> CacheEntry:
-    files = _select(source, wanted, await source.list_files())
+    listed = await source.list_files()
+    files = _select(source, wanted, listed)
+    _tell_ignored(source, listed, files)
     transfer = Transfer(source, files, wanted.streams, on_progress)
     key = resume_key(source.uri, files) if transfer.is_long else None
     with cache.staging(transfer.total_bytes, key) as staging:
@@ -110,6 +118,18 @@ def _select(source: Source, wanted: Wanted, listed: list[SourceFile]) -> list[So
         message = f"{source.uri} holds {total} bytes, {wanted.max_bytes} are allowed"
         raise ReasonedError(Reason.TOO_LARGE, message)
     return files
+
+
+def _tell_ignored(
+    source: Source, listed: Sequence[SourceFile], files: Sequence[SourceFile]
+) -> None:
+    """Name what is left where it is: whoever misses its effect finds it in the log."""
+    taken = {file.name for file in files}
+    ignored = sorted(file.name for file in listed if file.name not in taken)
+    if ignored:
+        names = [name[:_NAME_CHARS_LOGGED] for name in ignored[:_NAMES_LOGGED]]
+        facts = {"source": source.uri, "ignored": names, "num_ignored": len(ignored)}
+        _log.info("files beside it are not loaded", extra=facts)
 
 
 def _mistake(

@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import resource
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -71,6 +72,24 @@ async def test_a_content_is_fetched_once_and_then_found(s3: S3, cache: DiskCache
     assert (first.digest, first.bytes) == (DIGEST, len(WEIGHTS) + 2)
     assert second.path == first.path
     assert second.is_intact()
+
+
+async def test_what_is_left_where_it_is_is_named_in_bounds(
+    s3: S3, cache: DiskCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = {f"notes-{number:03}": b"" for number in range(100)} | {"x" * 150: b""}
+    upload(s3, "beside", FILES | {"README.md": b"#", "tokenizer.json": b"{}"})
+    upload(s3, "crowd", FILES | others)
+    with caplog.at_level(logging.INFO, logger="graft_runtime.sources.fetch"):
+        for bucket in ("beside", "crowd"):
+            (await fetch(source_at(s3, bucket), adapter(), cache, ignore)).close()
+    told = [vars(record) for record in caplog.records if record.name.endswith(".fetch")]
+    few, many = told
+    assert (few["source"], few["num_ignored"]) == ("s3://beside/a", 2)
+    assert few["ignored"] == ["README.md", "tokenizer.json"]
+    assert many["num_ignored"] == 101
+    assert len(many["ignored"]) == 20
+    assert max(map(len, many["ignored"])) <= 80
 
 
 async def test_a_content_without_a_known_digest_is_looked_up_every_time(
