@@ -14,6 +14,7 @@ from tests.support.source_tree import (
     function_lengths,
     named_dimensions,
     python_files,
+    working_asserts,
 )
 
 MAX_FILE_LINES = 400
@@ -103,6 +104,23 @@ def test_function_lengths_leave_the_docstring_out() -> None:
 def test_an_unexplained_dimension_is_found() -> None:
     source = "# Shape legend: T tokens,\n# D/O features.\ndef f(x_TnD, w_DO, y_T1H): ...\n"
     assert named_dimensions(source) - explained_dimensions(source) == {"n", "H"}
+
+
+def test_nothing_in_the_product_hangs_on_an_assert() -> None:
+    """What a user, a file or a peer can cause is refused under `python -O`, too."""
+    found = {
+        path: lines
+        for path, source in SOURCES.items()
+        if path.startswith(PACKAGES) and (lines := list(working_asserts(source)))
+    }
+    assert found == {}
+
+
+def test_an_assert_that_does_more_than_narrow_a_type_is_found() -> None:
+    narrowing = "assert a is not None\nassert a.b is not None, 'so'\nassert isinstance(a, int)\n"
+    assert list(working_asserts(narrowing)) == []
+    working = "assert a\nassert a > 1\nassert f() is not None\nassert a is not None and b\n"
+    assert list(working_asserts(working)) == [1, 2, 3, 4]
 
 
 def test_a_legend_in_a_docstring_ends_with_its_paragraph() -> None:

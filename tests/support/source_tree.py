@@ -31,6 +31,27 @@ def function_lengths(source: str) -> Iterator[tuple[str, int]]:
             yield node.name, node.end_lineno - node.lineno + 1 - _docstring_lines(node)
 
 
+def working_asserts(source: str) -> Iterator[int]:
+    """Yield the line of each assert that does more than tell the type checker what is so.
+
+    `python -O` leaves asserts out, so none of them may hold off anything.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assert) and not _narrows(node.test):
+            yield node.lineno
+
+
+def _narrows(test: ast.expr) -> bool:
+    if isinstance(test, ast.Call):
+        return isinstance(test.func, ast.Name) and test.func.id == "isinstance"
+    return (
+        isinstance(test, ast.Compare)
+        and isinstance(test.left, ast.Name | ast.Attribute)
+        and [type(one) for one in test.ops] == [ast.IsNot]
+        and ast.unparse(test.comparators[0]) == "None"
+    )
+
+
 def _docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     if ast.get_docstring(node, clean=False) is None:
         return 0

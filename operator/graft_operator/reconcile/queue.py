@@ -110,10 +110,15 @@ class WorkQueue(Generic[K]):
 
     def check_integrity(self) -> None:
         """Raise AssertionError when the sets contradict each other. For tests."""
-        assert not self._ready.keys() & self._active, "ready and active"  # noqa: S101
-        assert self._again <= self._active, "again without active"  # noqa: S101
-        assert not self._ready.keys() & self._timers.keys(), "ready and resting"  # noqa: S101
-        assert len(self._active) <= self._num_workers, "more keys than workers"  # noqa: S101
+        contradictions: dict[str, object] = {
+            "ready and active": self._ready.keys() & self._active,
+            "again without active": self._again - self._active,
+            "ready and resting": self._ready.keys() & self._timers.keys(),
+            "more keys than workers": len(self._active) > self._num_workers,
+        }
+        found = [name for name, is_so in contradictions.items() if is_so]
+        if found:
+            raise AssertionError(", ".join(found))
 
     async def _work(self) -> None:
         while True:
