@@ -54,6 +54,15 @@ async def test_no_part_of_the_way_may_be_a_link(claims: Path, tmp_path: Path) ->
     assert await reason_of_listing("pvc://claim/end", claims) is Reason.UNSAFE_PATH
 
 
+async def test_a_hard_link_is_a_file_like_any_other(claims: Path, tmp_path: Path) -> None:
+    """Caches and backups are full of them, and none can be made from within a pod."""
+    (tmp_path / "blob").write_bytes(b"linked")
+    (claims / "claim/t/a1/y").hardlink_to(tmp_path / "blob")
+    source = open_source("pvc://claim/t/a1", None, SourcePolicy(claims_dir=claims))
+    file = (await source.list_files())[1]
+    assert b"".join([chunk async for chunk in source.read(file)]) == b"linked"
+
+
 async def test_a_claim_that_is_not_mounted_is_not_found(claims: Path) -> None:
     assert await reason_of_listing("pvc://absent/a", claims) is Reason.SOURCE_NOT_FOUND
     with pytest.raises(ReasonedError) as caught:

@@ -23,6 +23,13 @@ LISTING = b"""<?xml version="1.0"?>
 <LastModified>2026-01-01T00:00:00Z</LastModified><ETag>"1"</ETag><Size>1</Size></Contents>
 </ListBucketResult>"""
 
+BLOBS = b"""<EnumerationResults><Blobs><Blob><Name>a/x</Name><Properties>
+<Last-Modified>Thu, 01 Jan 2026 00:00:00 GMT</Last-Modified><Etag>1</Etag>
+<Content-Length>1</Content-Length><Content-Type>application/octet-stream</Content-Type>
+</Properties></Blob></Blobs><NextMarker/></EnumerationResults>"""
+
+TOKEN = b'{"token_type": "Bearer", "access_token": "a-token-for-a-while", "expires_in": 3600}'
+
 KEYS = b"""<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>
 <AccessKeyId>AKIDFORAWHILE</AccessKeyId><SecretAccessKey>secret</SecretAccessKey>
 <SessionToken>session</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>
@@ -33,13 +40,15 @@ KEYS = b"""<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><
 class Store:
     """A server that answers every request with one listing, or sends it elsewhere.
 
-    To whom posts it gives keys for a while.
+    To whom posts it gives keys or a token for a while.
     """
 
     url: str = ""
     location: str | None = None
     hits: list[str] = field(default_factory=list)
     posts: list[str] = field(default_factory=list)
+    forms: list[str] = field(default_factory=list)
+    """What was posted."""
     headers: dict[str, str] = field(default_factory=dict)
     """Of the last request for a listing."""
 
@@ -54,16 +63,18 @@ def serve(certificate: Path | None) -> Iterator[Store]:
             self.send_response(200 if store.location is None else 307)
             if store.location is not None:
                 self.send_header("Location", store.location)
-            self.send_header("Content-Length", str(len(LISTING)))
-            self.end_headers()
-            self.wfile.write(LISTING)
+            self._end(BLOBS if "comp=list" in self.path else LISTING)
 
         def do_POST(self) -> None:
             store.posts.append(self.path)
+            store.forms.append(self.rfile.read(int(self.headers["Content-Length"] or 0)).decode())
             self.send_response(200)
-            self.send_header("Content-Length", str(len(KEYS)))
+            self._end(TOKEN if self.path.endswith("/token") else KEYS)
+
+        def _end(self, body: bytes) -> None:
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(KEYS)
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
@@ -134,6 +145,31 @@ async def test_a_pods_web_identity_is_exchanged_for_keys_that_sign(
     assert asked["RoleArn"] == ["arn:aws:iam::123456789012:role/graft"]
     assert "Credential=AKIDFORAWHILE/" in tls_store.headers["authorization"]
     assert tls_store.headers["x-amz-security-token"] == "session"
+
+
+async def test_a_pods_workload_identity_is_exchanged_for_a_token_of_azures(
+    tls_store: Store, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("the-pods-own-token")
+    for name, value in {
+        "AZURE_STORAGE_ENDPOINT": tls_store.url,
+        "AZURE_AUTHORITY_HOST": tls_store.url,
+        "AZURE_FEDERATED_TOKEN_FILE": str(token),
+        "AZURE_CLIENT_ID": "the-client",
+        "AZURE_TENANT_ID": "the-tenant",
+    }.items():
+        monkeypatch.setenv(name, value)
+    policy = SourcePolicy(ambient=read_ambient(os.environ), max_retries=0)
+    trusting = Credential(ca_bundle=authority(certificate))
+    source = open_source("az://account/container/a", trusting, policy)
+    assert [file.name for file in await source.list_files()] == ["x"]
+    assert tls_store.posts == ["/the-tenant/oauth2/v2.0/token"]
+    asked = parse_qs(tls_store.forms[0])
+    assert asked["client_assertion"] == ["the-pods-own-token"]
+    assert asked["client_id"] == ["the-client"]
+    assert asked["scope"] == ["https://storage.azure.com/.default"]
+    assert tls_store.headers["authorization"] == "Bearer a-token-for-a-while"
 
 
 async def test_an_unknown_authority_is_not_trusted(tls_store: Store) -> None:
