@@ -164,7 +164,8 @@ class Gateway:
         ended = is_error = False
         try:
             revision = await self._hold(target, deadline)
-            # The name may lead to a version by now whose limits nobody has looked at.
+            # The name may lead by now to another namespace, whose limits nobody has looked at.
+            self.streams.move(stream, _tenant(revision))
             self._check_tenant(revision, joining=0)
             self.streams.send(stream, revision)
             self._post(_submit(stream, token_ids, sampling, terms, self._weight(revision)))

@@ -28,7 +28,7 @@ class Stream:
     request_id: str
     num_prompt: int
     tenant: str | None = None
-    """The namespace of the adapter that is asked; None for the base model."""
+    """The namespace of the adapter that is asked, as known so far; None for the base model."""
     revision: str | None = None
     """Known once it has been sent to the engine."""
     sent: bool = False
@@ -128,9 +128,14 @@ class Streams:
         stream.opened_at = self._clock()
         self._streams[stream.request_id] = stream
         self._waiting_tokens += stream.num_prompt
-        if stream.tenant is not None:
-            self._by_tenant[stream.tenant] += 1
+        self._count(stream.tenant, 1)
         self._idle.clear()
+
+    def move(self, stream: Stream, tenant: str | None) -> None:
+        """Count a request for another namespace, since its name leads there by now."""
+        self._count(stream.tenant, -1)
+        self._count(tenant, 1)
+        stream.tenant = tenant
 
     def send(self, stream: Stream, revision: str | None) -> None:
         """Note that the engine gets a request now, and for which revision."""
@@ -153,9 +158,7 @@ class Streams:
         if stream.revision is not None:
             self._active[stream.revision] -= 1
             self._active += Counter()  # drops what has come to zero
-        if stream.tenant is not None:
-            self._by_tenant[stream.tenant] -= 1
-            self._by_tenant += Counter()
+        self._count(stream.tenant, -1)
         if not self._streams:
             self._idle.set()
 
@@ -189,6 +192,11 @@ class Streams:
         since = self._clock() - self._ends[0]
         seconds = math.ceil(since / len(self._ends))
         return min(max(1, seconds), MAX_RETRY_AFTER_SECONDS)
+
+    def _count(self, tenant: str | None, number: int) -> None:
+        if tenant is not None:
+            self._by_tenant[tenant] += number
+            self._by_tenant += Counter()
 
     def _start(self, stream: Stream) -> None:
         if not stream.started:

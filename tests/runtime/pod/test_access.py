@@ -9,7 +9,7 @@ import pytest
 
 from graft_protocol.config import ModelSettings, RuntimeConfig, ServiceIdentity
 from graft_protocol.desired import AdapterEntry, TenantLimits, key_hash
-from graft_protocol.revisions import pinned_revision
+from graft_protocol.revisions import RUNTIME_NAMESPACE, pinned_revision
 from graft_runtime.adapters.manager import AdapterManager
 from graft_runtime.adapters.revision import Phase
 from graft_runtime.errors import ModelNotFoundError, OverloadedError, RequestError
@@ -171,6 +171,33 @@ async def test_what_is_held_for_a_namespace_counts_and_leaves_the_queue_to_other
     await pod.counted(0)
     assert pod.gateway.streams.num_of_tenant("team") == 0
     assert pod.posted == []
+
+
+async def test_a_held_request_counts_for_the_namespace_that_its_name_has_come_to() -> None:
+    limits = TenantLimits(max_concurrent_requests=2)
+    pod = Pod([entry("voice", RUNTIME_NAMESPACE), entry("own", tenant=limits)])
+    pod.state.engine = None  # it is being restarted
+    with_key(None)
+    held = [pod.hold("voice", "r0"), pod.hold("voice", "r1"), pod.hold("own", "r2")]
+    await pod.counted(3)
+    streams = pod.gateway.streams
+    assert (streams.num_of_tenant(RUNTIME_NAMESPACE), streams.num_of_tenant("team")) == (2, 1)
+
+    pod.manager.set_desired([entry("voice", tenant=limits), entry("own", tenant=limits)], 1.0)
+    for revision in pod.manager.revisions():
+        revision.phase = Phase.SERVING
+    pod.state.engine = EngineReady(64, 100, 16, 8, 8)
+    pod.state.notify()
+
+    await pod.counted(2)
+    assert (streams.num_of_tenant(RUNTIME_NAMESPACE), streams.num_of_tenant("team")) == (0, 2)
+    done, waiting = await asyncio.wait(held, return_when=asyncio.FIRST_COMPLETED)
+    (refused,) = done
+    assert isinstance(refused.exception(), OverloadedError)
+    for one in waiting:
+        one.cancel()
+    await pod.counted(0)
+    assert streams.num_of_tenant("team") == 0
 
 
 async def test_what_failed_by_the_servers_fault_is_counted_and_nothing_else() -> None:
