@@ -29,9 +29,17 @@ def autoscaler(service: InferenceService) -> Manifest | None:
         "minReplicas": scaling.min_replicas,
         "maxReplicas": scaling.max_replicas,
         "metrics": _metrics(scaling),
-        "behavior": {"scaleDown": {"stabilizationWindowSeconds": scaling.scale_down_seconds}},
+        "behavior": _behavior(scaling),
     }
     return {**head, "spec": spec}
+
+
+def _behavior(scaling: AutoscalingSpec) -> dict[str, Any]:
+    """Return what keeps the number of pods from following every ripple of the gauges."""
+    behavior = {"scaleDown": {"stabilizationWindowSeconds": scaling.scale_down_seconds}}
+    if scaling.scale_up_seconds:
+        behavior["scaleUp"] = {"stabilizationWindowSeconds": scaling.scale_up_seconds}
+    return behavior
 
 
 def _metrics(scaling: AutoscalingSpec) -> list[dict[str, Any]]:

@@ -47,6 +47,9 @@ class AutoscalingSpec(Closed):
     """Used share of the KV pool that a pod should have on average."""
     scale_down_seconds: Annotated[int, Field(ge=0, le=3600)] = 300
     """How long the load must have been lower before pods are taken away."""
+    scale_up_seconds: Annotated[int, Field(ge=0, le=3600)] = 0
+    """How long the load must have been higher before pods are added. By default the first look that
+    finds it so is enough, since pods of a model take long to start."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> AutoscalingSpec:

@@ -17,7 +17,7 @@ from graft_operator.render.configmaps import config_hash, config_text
 from graft_operator.render.deployment import deployment as render_deployment
 from graft_operator.render.family import Ingredients, optional_children
 from graft_operator.render.family import children as family
-from graft_operator.render.scaling import disruption_budget
+from graft_operator.render.scaling import autoscaler, disruption_budget
 from graft_operator.render.secrets import read_token, token_secret
 from graft_operator.resources.admission import parse
 from graft_operator.resources.credentials import credential_key, parse_credential, with_plain_data
@@ -268,6 +268,19 @@ def test_what_a_spec_does_not_ask_for_is_not_made() -> None:
     }
     quiet = make_service(disruptionBudget={"enabled": False})
     assert disruption_budget(quiet) is None
+
+
+def test_pods_are_taken_away_after_minutes_of_less_load_unless_the_spec_says_else() -> None:
+    def behavior(**spec: int) -> Any:
+        wanted = {"maxReplicas": 2, "targetRequests": 4, **spec}
+        made = autoscaler(make_service(autoscaling=wanted))
+        return None if made is None else made["spec"]["behavior"]
+
+    assert behavior() == {"scaleDown": {"stabilizationWindowSeconds": 300}}
+    assert behavior(scaleDownSeconds=0, scaleUpSeconds=60) == {
+        "scaleDown": {"stabilizationWindowSeconds": 0},
+        "scaleUp": {"stabilizationWindowSeconds": 60},
+    }
 
 
 def test_every_child_is_one_that_an_api_server_knows() -> None:
