@@ -101,7 +101,7 @@ class OperatorSettings:
     throttled_tries: int = 4
     """How often a request is made that the API server turns away with 429."""
     page_size: int = 500
-    """Objects per page of a list."""
+    """Objects per page of the audit's lists. The watches' own first lists have no pages."""
     audit_seconds: float = 30.0
     """Pause between two complete lists that repair what a watch has missed."""
     dead_watch_seconds: float = 60.0

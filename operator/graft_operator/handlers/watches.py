@@ -98,7 +98,9 @@ def kopf_settings(settings: OperatorSettings) -> kopf.OperatorSettings:
     result.watching.server_timeout = settings.watch_seconds
     result.watching.client_timeout = settings.watch_seconds + CLIENT_MARGIN_SECONDS
     result.watching.inactivity_timeout = settings.watch_quiet_seconds
-    result.watching.chunk_size = settings.page_size
+    # No pages: kopf gives up for good when the state behind one is gone. Our own lists, which are
+    # read in pages again and again, begin anew.
+    result.watching.chunk_size = None
     for kind in WATCHED:
         if kind.selector:
             key = (kind.group, kind.version, kind.plural)

@@ -27,7 +27,13 @@ NEVER_SECONDS = 3600
 """Between two audits: what a watch loses, nothing else would find."""
 QUIET_SECONDS = 3
 """After which a silent watch is opened anew; 70 s outside of tests."""
-DEADLY = (Breakage.ERROR_500, Breakage.ERROR_504, Breakage.GARBAGE, Breakage.HALF_LINE)
+DEADLY = (
+    Breakage.HTTP_GONE,
+    Breakage.ERROR_500,
+    Breakage.ERROR_504,
+    Breakage.GARBAGE,
+    Breakage.HALF_LINE,
+)
 """What a watch may fail for; the process then has to end."""
 
 Effect = Callable[[], Any]

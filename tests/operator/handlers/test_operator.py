@@ -159,6 +159,19 @@ async def test_lists_that_fail_remove_nothing(api: KubeApi, node: KubeNode, tmp_
             assert len(revisions(api, name)) == 1
 
 
+async def test_a_watch_begins_though_the_state_behind_every_second_page_is_gone(
+    api: KubeApi, node: KubeNode, tmp_path: Path
+) -> None:
+    for manifest in (service(), adapter("shout"), adapter("pirate"), secret()):
+        api.create(manifest)
+    api.faults.append(Fault("list", "*", 410, only_later_pages=True))
+    async with run_operator_thread(api, tmp_path, OperatorSettings(page_size=1)) as operator:
+        await serving(api, operator, "shout", "pirate")
+        # Long before the next audit: it is the watch that has to tell.
+        api.create(adapter("plain"))
+        await until(operator, lambda: is_ready(api, "plain"))
+
+
 async def test_a_start_while_lists_fail_reconciles_nothing_until_they_work(
     api: KubeApi, node: KubeNode, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ START_SECONDS = 60.0
 PASSED_ON = ("Accept", "Authorization", "Content-Type", "User-Agent")
 PASSED_BACK = ("Content-Type", "Retry-After")
 IN_STREAM = {Breakage.GONE: 410, Breakage.ERROR_500: 500, Breakage.ERROR_504: 504}
+REFUSED_AS_GONE = Break(Breakage.HTTP_GONE)
 AT_ONCE = struct.pack("ii", 1, 0)
 """Lingering for no time: closing sends a reset."""
 
@@ -193,6 +194,8 @@ class ApiProxy:
         fault = self.script.fault(call)
         if isinstance(fault, Refuse):
             return _refusal(fault)
+        if fault == REFUSED_AS_GONE:
+            return _refusal(Refuse(410))
         response = web.StreamResponse()
         response.content_type = "application/json"
         headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
@@ -227,15 +230,24 @@ class ApiProxy:
         try:
             await asyncio.wait((reading, breaking), return_when=asyncio.FIRST_COMPLETED)
             if breaking.done() and not reading.done():
-                fault = self.script.fault(stream.call)
-                if isinstance(fault, Break):
-                    await _break(request, response, fault.how)
+                await self._break_open_one(request, response, stream.call)
             elif reading.exception() is not None:
                 raise reading.exception() or ConnectionError
         finally:
             for task in (reading, breaking):
                 task.cancel()
             await asyncio.gather(reading, breaking, return_exceptions=True)
+
+    async def _break_open_one(
+        self, request: web.Request, response: web.StreamResponse, call: Call
+    ) -> None:
+        if any(rule.fault == REFUSED_AS_GONE and rule.matches(call) for rule in self.script.rules):
+            # It is over with this one, and the next one that opens is refused.
+            await response.write_eof()
+            return
+        fault = self.script.fault(call)
+        if isinstance(fault, Break):
+            await _break(request, response, fault.how)
 
     async def _pass_lines(
         self, response: web.StreamResponse, answer: aiohttp.ClientResponse, watch: Call

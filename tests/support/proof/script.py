@@ -43,6 +43,7 @@ class Breakage(StrEnum):
     """How a watch ends, or goes on in vain."""
 
     GONE = "in-stream 410"
+    HTTP_GONE = "HTTP 410"
     ERROR_500 = "in-stream 500"
     ERROR_504 = "in-stream 504"
     END = "end of file"
