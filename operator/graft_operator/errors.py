@@ -4,7 +4,10 @@ GraftError
 |-- InvalidManifestError     a manifest cannot work as written; never retried until it changes
 |-- ClusterError             the cluster refused or failed; retried with backoff
 |   |-- NotFoundError            no such object
-|   |-- ForbiddenError           this identity may not do that
+|   |-- RefusedError             it will not have this, until something changes
+|   |   |-- ForbiddenError           this identity may not do that, or not now
+|   |   |-- InvalidObjectError       the object would not be valid
+|   |   `-- NameTakenError           somebody else's object has the name
 |   |-- ConflictError            the object is not the one that was read
 |   |-- ExpiredError             the version a read began at is gone; read anew
 |   |-- AccessError              no credentials for a cluster can be found or used
@@ -46,16 +49,27 @@ class NotFoundError(ClusterError):
     """The object does not exist."""
 
 
-class ForbiddenError(ClusterError):
-    """The operator's identity may not do this."""
+class RefusedError(ClusterError):
+    """The cluster will not have this: a rule, a right, a quota, or somebody's policy is against it.
+
+    Tried again all the same, since whoever mends it need not touch the object.
+    """
+
+
+class ForbiddenError(RefusedError):
+    """The operator's identity may not do this, or a quota is used up."""
+
+
+class InvalidObjectError(RefusedError):
+    """The object would not be valid as it was to be written."""
+
+
+class NameTakenError(RefusedError):
+    """An object that is not ours has the name."""
 
 
 class ConflictError(ClusterError):
     """The object is not, or no longer, the one that was read."""
-
-
-class InvalidObjectError(ClusterError):
-    """The object would not be valid as it was to be written."""
 
 
 class ExpiredError(ClusterError):

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     PROGRESSING = "Progressing"
     UNSCHEDULABLE = "Unschedulable"
     POD_REFUSED = "PodRefused"
+    CHILD_REFUSED = "ChildRefused"
     ROLLOUT_BLOCKED = "RolloutBlocked"
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
     UPDATE_AVAILABLE = "UpdateAvailable"
@@ -116,6 +117,12 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.UNSCHEDULABLE: ReasonInfo("No node takes a pod.", "retry", _PLATFORM),
     Reason.POD_REFUSED: ReasonInfo(
         "The cluster does not let a pod be created: a quota, or a policy.", "retry", _PLATFORM
+    ),
+    Reason.CHILD_REFUSED: ReasonInfo(
+        "The cluster does not take a part of the service: a right, a quota, a policy, or a name"
+        " that somebody else's object has.",
+        "retry",
+        _PLATFORM,
     ),
     Reason.ROLLOUT_BLOCKED: ReasonInfo(
         "The next pod of a rollout cannot start; the others serve on.", "retry", _PLATFORM

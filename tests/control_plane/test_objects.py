@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import httpx
+import pytest
 
 from graft_operator.resources.meta import ObjectKey
 from graft_protocol.naming import FIELD_MANAGER
@@ -93,9 +94,12 @@ def test_a_changed_adapter_is_no_rollout(served: Tenant, node: LoopbackNode) -> 
     assert own_pods(served, node) == pods
 
 
-def test_children_go_with_the_service(served: Tenant) -> None:
+@pytest.mark.parametrize("cascade", ["background", "foreground"])
+def test_children_go_with_the_service(served: Tenant, cascade: str) -> None:
     serve(served)
-    served.kubectl.run("delete", "inferenceservice/tiny", "--timeout=30s")
+    # In the foreground, children go first, and whoever makes them anew keeps their owner for good.
+    gone = ("inferenceservice/tiny", f"--cascade={cascade}", "--timeout=60s")
+    served.kubectl.run("delete", *gone)
     children = ("deployments,services,configmaps,secrets", "-l", "serving.graft.dev/service=tiny")
     until(lambda: not served.kubectl.get(*children)["items"], "the children to go")
     stored = served.find("loraadapter/shout")

@@ -23,6 +23,12 @@ DIGEST = "sha256:" + "0" * 64
         (adapter("shout", "not a uri"), "spec.source.uri"),
         (adapter("shout", digest="sha256:0"), 'unknown field "digest"'),
         (adapter("shout", drainTimeoutSeconds=-1), "spec.drainTimeoutSeconds"),
+        (adapter("shout", expiresAt="2030-02-31T00:00:00Z"), "spec.expiresAt"),
+        (service(runtime={"env": [{"name": "A"}, {"name": "A"}]}), "spec.runtime.env[1]"),
+        (
+            service(scheduling={"topologySpreadConstraints": [{"topologyKey": "zone"}] * 2}),
+            "spec.scheduling.topologySpreadConstraints[1]",
+        ),
         (adapter("Shout"), "metadata.name"),
     ],
 )
@@ -59,9 +65,10 @@ def test_a_status_is_no_part_of_what_users_apply(tenant: Tenant) -> None:
     assert "servedName" not in tenant.kubectl.get("loraadapter/shout").get("status", {})
 
 
+@pytest.mark.parametrize("part", ["spec", "status"])
 @pytest.mark.parametrize("kind", ["inferenceservice", "loraadapter"])
-def test_every_field_is_explained(tenant: Tenant, kind: str) -> None:
-    text = tenant.kubectl.run("explain", f"{kind}.spec", "--recursive=false")
+def test_every_field_is_explained(tenant: Tenant, kind: str, part: str) -> None:
+    text = tenant.kubectl.run("explain", f"{kind}.{part}", "--recursive=false")
     fields = text.partition("FIELDS:")[2]
     assert fields.strip()
     assert "<no description>" not in fields

@@ -9,6 +9,7 @@ from typing import Any
 
 from graft_operator.resources.affinity import VALUES_FIT_OPERATOR
 from graft_operator.resources.canary import WEIGHTS_GROW
+from graft_operator.resources.container import ENV_IS_TAKEN
 from graft_operator.resources.exposure import NAME_OR_ANNOTATIONS
 from graft_operator.resources.meta import Manifest
 from graft_operator.resources.placement import (
@@ -51,6 +52,10 @@ BROKEN_RULES: dict[str, tuple[Manifest, str]] = {
     "a source leaves its root": (
         adapter_document("a", source={"uri": "s3://bucket/../other"}),
         "must not contain '..'",
+    ),
+    "a variable of ours": (
+        service_document(runtime={"env": [{"name": "GRAFT_POD_NAME", "value": "x"}]}),
+        ENV_IS_TAKEN,
     ),
     "a device is requested": (
         service_document(resources={"requests": {"nvidia.com/gpu": 1}}),

@@ -7,7 +7,7 @@ from typing import Any
 
 from graft_operator.cluster.base import EventType
 from graft_operator.cluster.store import ObjectStore
-from graft_operator.errors import ClusterUnreachableError
+from graft_operator.errors import ClusterError, ClusterUnreachableError
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
 
 
@@ -22,6 +22,8 @@ class StoreCluster:
         """Number of the write that fails, from 0."""
         self.fails_after = False
         """Whether the write that fails takes effect nevertheless."""
+        self.refusals: dict[str, ClusterError] = {}
+        """By kind: what is told to whoever applies an object of it."""
 
     async def list_objects(self, kind: str, namespace: str | None = None) -> list[Manifest]:
         return self.store.list_objects(kind, namespace)
@@ -32,6 +34,8 @@ class StoreCluster:
     async def apply(self, manifest: Manifest) -> Manifest:
         name = f"apply {manifest['kind']} {manifest['metadata']['name']}"
         self._before(name)
+        if manifest["kind"] in self.refusals:
+            raise self.refusals[manifest["kind"]]
         stored = self.store.apply(manifest)
         self._after()
         return stored

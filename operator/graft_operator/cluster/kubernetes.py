@@ -18,17 +18,18 @@ from typing import Any, NamedTuple, Self
 from graft_operator.cluster.base import EventType
 from graft_operator.cluster.kubernetes_client import APPLY, MERGE, KubernetesClient, Request
 from graft_operator.cluster.kubernetes_kinds import EVENT, Kind, kind_named
-from graft_operator.constants import KIND_ADAPTER
+from graft_operator.constants import KIND_ADAPTER, MANAGED_BY
 from graft_operator.errors import (
     ClusterError,
     ConflictError,
     ExpiredError,
     InvalidObjectError,
+    NameTakenError,
     NotFoundError,
 )
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
 from graft_operator.settings import OperatorSettings
-from graft_protocol.naming import ANNOTATION_DESIRED, FIELD_MANAGER
+from graft_protocol.naming import ANNOTATION_DESIRED, FIELD_MANAGER, LABEL_MANAGED_BY
 
 log = logging.getLogger(__name__)
 
@@ -111,18 +112,27 @@ class KubernetesCluster:
             metadata = page.get("metadata") or {}
             token = str(metadata.get("continue") or "")
             if not token:
-                if kind.selector:
-                    self._ours.update(key_of(manifest) for manifest in manifests)
+                for manifest in manifests:
+                    self._recognise(kind, manifest)
                 return Listing(version_of(page), tuple(manifests))
 
     async def get(self, key: ObjectKey) -> Manifest | None:
         """Return one object as it is now."""
         kind = kind_named(key.kind)
         path = kind.path(key.namespace, key.name)
+        request = Request("get", kind.name, "GET", path)
         try:
-            return cleaned(await self._client.request(Request("get", kind.name, "GET", path)), kind)
+            stored = cleaned(await self._client.request(request), kind)
         except NotFoundError:
             return None
+        self._recognise(kind, stored)
+        return stored
+
+    def _recognise(self, kind: Kind, stored: Manifest) -> None:
+        """Remember a child of ours by its label, also one that an operator before us made."""
+        labels = stored["metadata"].get("labels") or {}
+        if kind.selector and labels.get(LABEL_MANAGED_BY) == MANAGED_BY:
+            self._ours.add(key_of(stored))
 
     async def apply(self, manifest: Manifest) -> Manifest:
         """Make the object what the manifest says (server-side apply) and return it as stored.
@@ -131,7 +141,7 @@ class KubernetesCluster:
         is not taken over.
 
         Raises:
-            ConflictError: Somebody else's object has the name.
+            NameTakenError: Somebody else's object has the name.
             ClusterError: It could not be written.
         """
         key = key_of(manifest)
@@ -141,6 +151,10 @@ class KubernetesCluster:
         request = Request("apply", kind.name, "PATCH", path, query, manifest, APPLY)
         try:
             stored = await self._patch(kind, request)
+        except ConflictError as error:
+            if key in self._ours:
+                raise
+            raise NameTakenError(f"{key} is not ours: {error}") from error
         except InvalidObjectError:
             if key not in self._ours:
                 raise

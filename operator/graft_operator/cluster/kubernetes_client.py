@@ -27,6 +27,7 @@ from graft_operator.errors import (
     ForbiddenError,
     InvalidObjectError,
     NotFoundError,
+    RefusedError,
 )
 
 APPLY: Final = "application/apply-patch+yaml"
@@ -36,6 +37,9 @@ MESSAGE_MAX = 300
 RETRY_AFTER_MAX_SECONDS = 30.0
 _AUTH = ["BearerToken"]
 _ERRORS: Final[Mapping[int, type[ClusterError]]] = {
+    # What most admission webhooks answer with.
+    HTTPStatus.BAD_REQUEST: RefusedError,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: RefusedError,
     HTTPStatus.UNAUTHORIZED: ForbiddenError,
     HTTPStatus.FORBIDDEN: ForbiddenError,
     HTTPStatus.NOT_FOUND: NotFoundError,

@@ -27,7 +27,13 @@ class Kind:
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
-        """Return the path of an object, or of the collection if it has no name."""
+        """Return the path of an object, or of the collection if it has no name.
+
+        Raises:
+            ClusterError: A name would lead elsewhere. No object can have one like that.
+        """
+        if "/" in f"{namespace or ''}{name}":
+            raise ClusterError(f"no object of kind {self.name} is called {namespace} {name}")
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         parts = [root, f"namespaces/{namespace}" if namespace else "", self.plural]
         return "/".join(part for part in (*parts, name, subresource) if part)

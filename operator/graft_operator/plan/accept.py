@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from graft_operator.constants import RESERVED_NAMES
 from graft_operator.plan.quota import QuotaBook
+from graft_operator.plan.room import RoomBook
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
+from graft_protocol.desired import SERVED_NAME_MAX
 from graft_protocol.reasons import Reason
 from graft_protocol.source_rules import claim_of, https_endpoint, is_uri_allowed
 
@@ -52,6 +54,8 @@ class SecretFacts:
 
     endpoint: str | None = None
     problem: str = ""
+    size: int = 0
+    """Bytes of the credential file it becomes."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class AcceptContext:
     """Who is served under a name now: served name -> ``<namespace>/<name>`` of the adapter."""
     key_problems: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """By namespace and name: why a Secret with API keys cannot be used."""
+    key_counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """By namespace and name: how many keys such a Secret holds."""
     now: str = ""
     """The time, as Kubernetes writes it."""
     namespaces: Mapping[str, NamespaceFacts] = field(default_factory=dict)
@@ -101,15 +107,18 @@ def accept_adapters(
     taken = {service.served_name: f"the base model of {service.metadata.name}"}
     taken |= dict.fromkeys(RESERVED_NAMES, "clients as a word for the base model")
     quota = QuotaBook(service)
+    sizes = {name: facts.size for name, facts in context.secrets.items()}
+    room = RoomBook(service, sizes, context.key_counts)
     accepted: list[LoraAdapter] = []
     for adapter in sorted(adapters, key=lambda item: _precedence(item, context)):
         verdict = _refused(service, adapter, context) or _named(service, adapter, taken)
-        no_room = quota.refusal(adapter) if verdict.names is not None else None
-        if no_room is not None:
-            verdict = Verdict(*no_room)
+        if verdict.names is not None:
+            no_room = quota.refusal(adapter) or room.refusal(adapter, verdict.names.every)
+            verdict = Verdict(*no_room) if no_room is not None else verdict
         verdicts[adapter.key] = verdict
         if verdict.names is not None:
             quota.count_in(adapter)
+            room.count_in(adapter, verdict.names.every)
             owner = f"LoraAdapter {adapter.qualified_name}"
             taken |= dict.fromkeys(verdict.names.every, owner)
             accepted.append(adapter)
@@ -221,6 +230,11 @@ def _check_secret(
 
 def _named(service: InferenceService, adapter: LoraAdapter, taken: Mapping[str, str]) -> Verdict:
     names = _wanted_names(service, adapter)
+    if len(names.served) > SERVED_NAME_MAX:
+        return Verdict(
+            Reason.INVALID_SPEC,
+            f"the name {names.served!r} has more than {SERVED_NAME_MAX} characters",
+        )
     for name in names.every:
         if name in taken:
             return Verdict(Reason.NAME_CONFLICT, f"the name {name!r} is held by {taken[name]}")

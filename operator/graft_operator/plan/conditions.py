@@ -17,9 +17,13 @@ from graft_operator.resources.meta import Condition, Status
 from graft_operator.resources.status import AdapterStatus, Failure, RevisionStatus
 from graft_operator.resources.v1alpha1 import LoraAdapter
 from graft_protocol.desired import shard_index
-from graft_protocol.reasons import AdapterState, Reason
+from graft_protocol.reasons import REASONS, AdapterState, Reason
 
 _NO_ROOM = (Reason.QUOTA_EXCEEDED, Reason.RANK_TOO_LARGE)
+_TELLING_STALLS = ("Accepted", "Available", "Loaded", "Progressing", "RolloutProgressing")
+"""Conditions of both kinds that are False for good when their reason is one that nothing mends by
+itself."""
+_OVERDUE = (Reason.PROGRESS_DEADLINE_EXCEEDED,)
 _IN_ORDER = (AdapterState.PENDING, AdapterState.DOWNLOADING, AdapterState.LOADING)
 
 
@@ -49,7 +53,7 @@ def adapter_status(
     loaded = _held_back("Loaded", verdict, versions)
     loaded = loaded or _loaded(versions.wanted, serving, pods, failures)
     progress = _held_back("RolloutProgressing", verdict, versions)
-    conditions = (
+    found = (
         _condition("Accepted", "True", Reason.ACCEPTED, verdict.message),
         _resolved(versions.wanted, pods, failures),
         loaded,
@@ -58,7 +62,7 @@ def adapter_status(
     )
     return AdapterStatus(
         observed_generation=adapter.metadata.generation,
-        conditions=conditions,
+        conditions=(*found, *stalled(found)),
         # The name is shown as served only once some pod serves it.
         served_name=verdict.names.served if able else adapter.status.served_name,
         current_revision=versions.current,
@@ -72,12 +76,23 @@ def adapter_status(
 
 def refusal(verdict: Verdict) -> tuple[Condition, ...]:
     """Return the conditions of an adapter that its service does not take."""
-    return (
+    found = (
         _condition("Accepted", "False", verdict.reason, verdict.message),
         _condition("Resolved", "Unknown", verdict.reason),
         _condition("Loaded", "False", verdict.reason),
         _condition("Ready", "False", verdict.reason, verdict.message),
     )
+    return (*found, *stalled(found))
+
+
+def stalled(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    """Return the condition by which kstatus knows that waiting is in vain; it is there or not."""
+    for condition in conditions:
+        is_told_by = condition.type in _TELLING_STALLS and condition.status == "False"
+        reason = Reason(condition.reason)
+        if is_told_by and (reason in _OVERDUE or REASONS[reason].retry == "terminal"):
+            return (condition.model_copy(update={"type": "Stalled", "status": "True"}),)
+    return ()
 
 
 def stamped(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graft_operator.constants import ENDPOINTS_MAX, MESSAGE_MAX
 from graft_operator.plan.accept import Verdict
+from graft_operator.plan.conditions import stalled
 from graft_operator.plan.template import TemplateChoice
 from graft_operator.plan.views import DeploymentView, PodView, taking_requests
 from graft_operator.resources.meta import Condition, Status, condition_of
 from graft_operator.resources.status import AdapterCounts, ResolvedModel, ServiceStatus
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
-from graft_protocol.reasons import REASONS, Reason
+from graft_protocol.reasons import Reason
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class ServiceFacts:
     """The configuration they are to have; empty if this operator cannot render it."""
     url: str
     selector: str
+    refusal: Verdict | None = None
+    """Why the cluster does not take one of its children. What was there before goes on."""
 
 
 def service_status(facts: ServiceFacts) -> ServiceStatus:
@@ -55,6 +58,18 @@ def service_status(facts: ServiceFacts) -> ServiceStatus:
     )
 
 
+def unreadable_service_status(
+    before: ServiceStatus, generation: int, verdict: Verdict
+) -> ServiceStatus:
+    """Return the status of a service whose spec cannot be read: what runs stays as it was told."""
+    found = tuple(
+        _condition(kind, status=False, reason=verdict.reason, message=verdict.message)
+        for kind in ("Accepted", "Ready")
+    )
+    update = {"observed_generation": generation, "conditions": (*found, *stalled(found))}
+    return before.model_copy(update=update)
+
+
 def _is_updated(facts: ServiceFacts, pod: PodView) -> bool:
     pin = facts.template.pin
     image = facts.service.spec.runtime.image or pin.image
@@ -74,20 +89,31 @@ def _conditions(facts: ServiceFacts, serving: Sequence[PodView]) -> tuple[Condit
     if not facts.verdict.is_accepted:
         reason, message = facts.verdict.reason, facts.verdict.message
         kinds = ("Accepted", "Available", "Progressing", "AdaptersSynced", "UpToDate", "Ready")
-        return tuple(
+        all_false = tuple(
             _condition(kind, status=False, reason=reason, message=message) for kind in kinds
         )
+        return (*all_false, *stalled(all_false))
     available = _available(facts, serving)
+    if not serving:
+        available = _refused("Available", facts) or available
     found = (
-        _condition("Accepted", status=True, reason=Reason.ACCEPTED),
+        _refused("Accepted", facts) or _condition("Accepted", status=True, reason=Reason.ACCEPTED),
         _scheduled(facts),
         available,
-        _progressing(facts, serving),
+        _refused("Progressing", facts) or _progressing(facts, serving),
         _synced(facts),
         _up_to_date(facts),
         available.model_copy(update={"type": "Ready"}),
     )
-    return (*found, *_stalled(found))
+    return (*found, *stalled(found))
+
+
+def _refused(type_: str, facts: ServiceFacts) -> Condition | None:
+    """Return a condition that is False since the cluster does not take a child, if that is so."""
+    if facts.refusal is None:
+        return None
+    reason, message = facts.refusal.reason, facts.refusal.message
+    return _condition(type_, status=False, reason=reason, message=message)
 
 
 def _scheduled(facts: ServiceFacts) -> Condition:
@@ -176,16 +202,6 @@ def _blocked(facts: ServiceFacts) -> str:
         return facts.deployment.refusal
     waiting = [pod for pod in facts.pods if pod.unschedulable and _is_updated(facts, pod)]
     return _told_by(waiting[0]) if waiting else ""
-
-
-def _stalled(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
-    """Return the condition by which kstatus knows that waiting is in vain; it is there or not."""
-    for condition in conditions:
-        is_stuck = condition.reason == Reason.PROGRESS_DEADLINE_EXCEEDED
-        is_refused = condition.type == "Accepted" and condition.status == "False"
-        if is_stuck or (is_refused and REASONS[Reason(condition.reason)].retry == "terminal"):
-            return (condition.model_copy(update={"type": "Stalled", "status": "True"}),)
-    return ()
 
 
 def _up_to_date(facts: ServiceFacts) -> Condition:

@@ -14,7 +14,7 @@ from graft_operator.reconcile.conclude import write_status
 from graft_operator.reconcile.world import World
 from graft_operator.render.common import label_value
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of
-from graft_operator.resources.status import AdapterStatus
+from graft_operator.resources.status import AdapterStatus, stored_status
 from graft_operator.resources.v1alpha1 import LoraAdapter
 from graft_protocol.desired import shard_index
 from graft_protocol.reasons import Reason
@@ -39,7 +39,8 @@ async def reconcile_adapter(world: World, key: ObjectKey) -> float | None:
     try:
         adapter = world.parsed.parse(LoraAdapter, manifest)
     except InvalidManifestError as error:
-        await write_status(world, manifest, AdapterStatus(), _invalid(manifest, error))
+        before = stored_status(AdapterStatus, manifest)
+        await write_status(world, manifest, before, _invalid(manifest, before, error))
         return None
     verdict = _verdict(world, adapter)
     if verdict is None:
@@ -83,7 +84,15 @@ def _observed_status(
     return adapter_status(adapter, verdict, versions, pods, wanted_hash)
 
 
-def _invalid(manifest: Manifest, error: InvalidManifestError) -> AdapterStatus:
+def _invalid(
+    manifest: Manifest, before: AdapterStatus, error: InvalidManifestError
+) -> AdapterStatus:
+    """Return the status of an adapter whose spec cannot be read; its versions stay known."""
     verdict = Verdict(Reason.INVALID_SPEC, f"{key_of(manifest)}: {error}")
-    generation = int(manifest["metadata"].get("generation", 0))
-    return AdapterStatus(observed_generation=generation, conditions=refusal(verdict))
+    return AdapterStatus(
+        observed_generation=int(manifest["metadata"].get("generation", 0)),
+        conditions=refusal(verdict),
+        current_revision=before.current_revision,
+        candidate_revision=before.candidate_revision,
+        rejected_revision=before.rejected_revision,
+    )

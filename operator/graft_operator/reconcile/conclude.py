@@ -13,6 +13,8 @@ from graft_protocol.reasons import REASONS, Reason
 
 _TOLD = ("Accepted", "Ready", "Stalled")
 """Conditions whose turns for the worse and back are worth an event."""
+_SUMMARIES = ("Accepted", "Ready")
+"""Conditions that were told when they turned: what stalls for their reason is no news."""
 _STEPS = (Reason.PENDING, Reason.DOWNLOADING, Reason.LOADING, Reason.DEGRADED)
 """Reasons of what has never been Ready and is on its way there."""
 _TOLD_REASONS = {
@@ -68,13 +70,16 @@ def _turned(new: Iterable[Condition], old: Iterable[Condition]) -> list[Conditio
     """Return the conditions about which a person wants to hear."""
     conditions, before = tuple(new), {item.type: item for item in old}
     refusals = {item.reason for item in conditions if _is_bad(item) and item.type == "Accepted"}
-    return [
+    told = [
         item
         for item in conditions
         if _is_turn(item, before.get(item.type))
         # A refusal is told once, not again for what follows from it.
         and not (item.type == "Ready" and item.reason in refusals)
     ]
+    said = {item.reason for item in told if item.type != "Stalled"}
+    said |= {item.reason for item in conditions if _is_bad(item) and item.type in _SUMMARIES}
+    return [item for item in told if item.type != "Stalled" or item.reason not in said]
 
 
 def _is_turn(item: Condition, before: Condition | None) -> bool:

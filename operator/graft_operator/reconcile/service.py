@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from graft_operator.constants import ANNOTATION_APPLIED
-from graft_operator.errors import InvalidManifestError
+from graft_operator.errors import InvalidManifestError, InvalidObjectError, RefusedError
 from graft_operator.plan.accept import (
     AcceptContext,
     NamespaceFacts,
@@ -22,7 +20,11 @@ from graft_operator.plan.canary import seconds_between
 from graft_operator.plan.desired import Grant, desired_shards, hash_of_set
 from graft_operator.plan.quota import tenant_limits
 from graft_operator.plan.replicas import replicas_expected, replicas_to_apply
-from graft_operator.plan.service_status import ServiceFacts, service_status
+from graft_operator.plan.service_status import (
+    ServiceFacts,
+    service_status,
+    unreadable_service_status,
+)
 from graft_operator.plan.template import TemplateChoice, choose_template
 from graft_operator.plan.views import DeploymentView, PodView
 from graft_operator.reconcile.children import (
@@ -32,20 +34,20 @@ from graft_operator.reconcile.children import (
     sync_optional,
 )
 from graft_operator.reconcile.conclude import write_status
+from graft_operator.reconcile.nudges import nudge_behind, renew_credentials
 from graft_operator.reconcile.secrets import SecretName, SecretView
 from graft_operator.reconcile.world import Decision, World, deployment_view
 from graft_operator.render.common import child_name, label_value, selector_labels
 from graft_operator.render.configmaps import config_hash
 from graft_operator.render.family import Ingredients, children, optional_children
-from graft_operator.render.secrets import credential_secret_names, read_token, token_secret_name
-from graft_operator.resources.credentials import credential_key
-from graft_operator.resources.meta import Condition, Manifest, ObjectKey, key_of
+from graft_operator.render.secrets import read_token, token_secret_name
+from graft_operator.resources.credentials import credential_key, credential_text
+from graft_operator.resources.meta import Manifest, ObjectKey, key_of
 from graft_operator.resources.pin import TemplatePin, read_pin
-from graft_operator.resources.status import ServiceStatus
+from graft_operator.resources.status import ServiceStatus, stored_status
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.credentials import Credential
 from graft_protocol.desired import Shard
-from graft_protocol.digest import content_hash
 from graft_protocol.reasons import Reason
 
 TOKEN_BYTES = 32
@@ -96,7 +98,8 @@ async def reconcile_service(world: World, key: ObjectKey) -> float | None:
     done before, so a crash between two writes is repaired by the next run.
 
     Raises:
-        ClusterError: Something could not be read or written; tried again with backoff.
+        ClusterError: Something could not be read or written; tried again with backoff. Where the
+            cluster refused it, the status says so.
     """
     manifest = world.cache.get(key)
     if manifest is None or manifest["metadata"].get("deletionTimestamp"):
@@ -109,7 +112,12 @@ async def reconcile_service(world: World, key: ObjectKey) -> float | None:
         return None
     observed = await _observe(world, manifest, service)
     plan = _plan(world, observed)
-    pauses = [await _act(world, observed, plan)]
+    try:
+        pauses = [await _act(world, observed, plan)]
+    except RefusedError as error:
+        # Whoever can mend it looks at the object, not at our log.
+        await _conclude(world, observed, plan, _refusal(error))
+        raise
     await _conclude(world, observed, plan)
     pauses.append(_seconds_to_expiry(observed))
     if observed.secrets or observed.keys or observed.namespaces:
@@ -193,6 +201,7 @@ def _plan(world: World, observed: Observed) -> Plan:
             if adapter.status.served_name
         },
         key_problems={name: view.problem for name, view in observed.keys.items()},
+        key_counts={name: len(view.key_hashes) for name, view in observed.keys.items()},
         now=observed.now,
         namespaces=observed.namespaces,
     )
@@ -257,7 +266,10 @@ def _seconds_to_expiry(observed: Observed) -> float | None:
 
 
 def _facts(view: SecretView) -> SecretFacts:
-    return SecretFacts(view.credential.endpoint if view.credential else None, view.problem)
+    if view.credential is None:
+        return SecretFacts(problem=view.problem)
+    size = len(credential_text(view.credential).encode())
+    return SecretFacts(view.credential.endpoint, view.problem, size)
 
 
 def _credentials(
@@ -284,55 +296,25 @@ async def _act(world: World, observed: Observed, plan: Plan) -> float | None:
         return world.settings.backoff_max_seconds
     await remove_unwanted(world, observed.service, plan.children)
     written = await apply_children(world, plan.children)
-    await _renew_credentials(world, observed, plan, written)
+    set_hash = plan.decision.set_hash
+    await renew_credentials(world, observed.service, observed.pods, written, set_hash)
     if plan.config_hash:
         await remove_unused_configs(world, observed.service, observed.pods, plan.config_hash)
     pauses = [
-        await _nudge(world, observed, plan.decision.set_hash),
+        await nudge_behind(world, observed.service, observed.pods, set_hash),
         await sync_optional(world, observed.service, plan.optional),
     ]
     return min((pause for pause in pauses if pause is not None), default=None)
 
 
-async def _renew_credentials(
-    world: World, observed: Observed, plan: Plan, written: Sequence[Manifest]
+def _refusal(error: RefusedError) -> Verdict:
+    is_invalid = isinstance(error, InvalidObjectError)
+    return Verdict(Reason.INVALID_SPEC if is_invalid else Reason.CHILD_REFUSED, str(error))
+
+
+async def _conclude(
+    world: World, observed: Observed, plan: Plan, refusal: Verdict | None = None
 ) -> None:
-    """Have the kubelets mount changed keys at once. Lost, it costs the kubelets' own pause only."""
-    names = credential_secret_names(observed.service)
-    changed = [child for child in written if child["metadata"]["name"] in names]
-    if not changed:
-        return
-    marks = "".join(child["metadata"]["annotations"][ANNOTATION_APPLIED] for child in changed)
-    value = f"{plan.decision.set_hash}/{content_hash(marks.encode())}"
-    for pod in observed.pods:
-        # The others are about to be nudged for the set.
-        if pod.report is None or pod.report.set_hash == plan.decision.set_hash:
-            key = ObjectKey("Pod", observed.service.metadata.namespace, pod.name)
-            await world.cluster.nudge(key, value)
-
-
-async def _nudge(world: World, observed: Observed, set_hash: str) -> float | None:
-    """Have the kubelets refresh the volumes of pods that have not read the set yet."""
-    now = asyncio.get_running_loop().time()
-    behind = [
-        pod for pod in observed.pods if pod.report is not None and pod.report.set_hash != set_hash
-    ]
-    pause = world.settings.nudge_seconds
-    for pod in behind:
-        key = ObjectKey("Pod", observed.service.metadata.namespace, pod.name)
-        known_hash, attempt, last = world.nudges.get(key, ("", 0, now - 3600))
-        rest = world.settings.nudge_seconds - (now - last)
-        if rest > 0:
-            pause = min(pause, rest)
-            continue
-        attempt = attempt + 1 if known_hash == set_hash else 1
-        world.nudges[key] = (set_hash, attempt, now)
-        await world.cluster.nudge(key, f"{set_hash}/{attempt}")
-        world.poller.ask_soon(key)
-    return pause if behind else None
-
-
-async def _conclude(world: World, observed: Observed, plan: Plan) -> None:
     service = observed.service
     old = world.decisions.get(service.key)
     world.decisions[service.key] = plan.decision
@@ -344,6 +326,7 @@ async def _conclude(world: World, observed: Observed, plan: Plan) -> None:
         ServiceFacts(
             service=service,
             verdict=plan.model_verdict,
+            refusal=refusal,
             pods=observed.pods,
             adapters=accepted,
             set_hash=plan.decision.set_hash,
@@ -381,12 +364,8 @@ def _concerned(
 
 
 async def _conclude_invalid(world: World, manifest: Manifest, error: InvalidManifestError) -> None:
-    condition = Condition(
-        type="Accepted", status="False", reason=Reason.INVALID_SPEC, message=str(error)[:512]
-    )
+    old = stored_status(ServiceStatus, manifest)
     generation = int(manifest["metadata"].get("generation", 0))
-    status = ServiceStatus(
-        observed_generation=generation,
-        conditions=(condition, condition.model_copy(update={"type": "Ready"})),
-    )
-    await write_status(world, manifest, ServiceStatus(), status)
+    verdict = Verdict(Reason.INVALID_SPEC, str(error))
+    new = unreadable_service_status(old, generation, verdict)
+    await write_status(world, manifest, old, new)

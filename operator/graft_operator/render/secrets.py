@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Mapping
 
 from graft_operator.render.common import child, child_name
+from graft_operator.resources.credentials import credential_index, credential_text
 from graft_operator.resources.meta import Manifest
 from graft_operator.resources.v1alpha1 import InferenceService
 from graft_protocol.credentials import Credential
@@ -36,8 +36,7 @@ def credential_secrets(
     """
     files: list[dict[str, str]] = [{} for _ in range(NUM_CREDENTIAL_SECRETS)]
     for key, credential in sorted(credentials.items()):
-        text = credential.model_dump_json(by_alias=True, exclude_none=True)
-        files[_index_of(key)][f"{key}.json"] = _encoded(text)
+        files[credential_index(key)][f"{key}.json"] = _encoded(credential_text(credential))
     return [
         _secret(service, credential_secret_name(service, index), CONTENT_CREDENTIALS, data)
         for index, data in enumerate(files)
@@ -64,10 +63,6 @@ def read_token(secret: Manifest) -> str | None:
 def _secret(service: InferenceService, name: str, content: str, data: dict[str, str]) -> Manifest:
     head = child(service, "v1", "Secret", name, content=content)
     return {**head, "type": "Opaque", "data": data}
-
-
-def _index_of(key: str) -> int:
-    return hashlib.sha256(key.encode()).digest()[0] % NUM_CREDENTIAL_SECRETS
 
 
 def _encoded(text: str) -> str:

@@ -26,7 +26,6 @@ KINDS: dict[str, type[InferenceService | LoraAdapter]] = {
     KIND_ADAPTER: LoraAdapter,
 }
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
-_RESERVED_ENV = "GRAFT_"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -61,8 +60,6 @@ def admit(manifest: Mapping[str, Any], old: Mapping[str, Any] | None) -> Manifes
         )
     check_metadata(manifest)
     parsed = _validated(model, {k: v for k, v in manifest.items() if k != "status"})
-    if isinstance(parsed, InferenceService):
-        _check_env(parsed)
     _check_immutable(manifest, old)
     for path, uri in _uris(parsed):
         if ".." in uri.split("/"):
@@ -151,14 +148,6 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         found = (_model_in(argument) for argument in get_args(annotation))
         return next((model for model in found if model is not None), None)
     return None
-
-
-def _check_env(service: InferenceService) -> None:
-    for index, variable in enumerate(service.spec.runtime.env):
-        if variable.name.startswith(_RESERVED_ENV):
-            raise InvalidManifestError(
-                f"spec.runtime.env[{index}].name", f"names beginning with {_RESERVED_ENV} are taken"
-            )
 
 
 def _check_immutable(manifest: Mapping[str, Any], old: Mapping[str, Any] | None) -> None:

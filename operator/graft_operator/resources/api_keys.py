@@ -14,7 +14,7 @@ from graft_protocol.desired import key_hash
 KEY_MIN = 16
 """Shortest key, characters: the hash of a shorter one could be guessed."""
 KEYS_MAX = 256
-"""Most keys of one adapter."""
+"""Most keys of one Secret, and of one adapter."""
 _HASHED = re.compile(r"sha256:([0-9a-f]{64})")
 
 

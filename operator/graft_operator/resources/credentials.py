@@ -13,9 +13,12 @@ from pydantic.alias_generators import to_camel
 
 from graft_operator.errors import InvalidManifestError
 from graft_protocol.credentials import Credential
+from graft_protocol.naming import NUM_CREDENTIAL_SECRETS
 
 KEY_MAX = 200
 """Longest credential key, characters; longer Secret names are hashed."""
+CREDENTIAL_MAX = 65_536
+"""Largest credential, bytes: many share a Secret, and none may take all of it."""
 
 _FIELDS = {
     "accessKeyId": "access_key_id",
@@ -63,11 +66,21 @@ def credential_key(namespace: str, secret_name: str) -> str:
     return f"{namespace}.{hashlib.sha256(secret_name.encode()).hexdigest()[:32]}"
 
 
+def credential_index(key: str) -> int:
+    """Return which of a service's Secrets carries a credential file."""
+    return hashlib.sha256(key.encode()).digest()[0] % NUM_CREDENTIAL_SECRETS
+
+
+def credential_text(credential: Credential) -> str:
+    """Return the content of a credential file."""
+    return credential.model_dump_json(by_alias=True, exclude_none=True)
+
+
 def parse_credential(secret: Mapping[str, Any]) -> Credential:
     """Read a Secret.
 
     Raises:
-        InvalidManifestError: No known key, or a value that is not base64 of UTF-8 text.
+        InvalidManifestError: No known key, a value that is not base64 of UTF-8 text, or too much.
     """
     values: dict[str, str] = {}
     for key, field in _FIELDS.items():
@@ -78,10 +91,13 @@ def parse_credential(secret: Mapping[str, Any]) -> Credential:
         known = ", ".join(_OURS)
         raise InvalidManifestError("data", f"the Secret has none of the keys {known}")
     try:
-        return Credential.model_validate(values)
+        credential = Credential.model_validate(values)
     except ValidationError as error:
         fields = ", ".join(to_camel(str(item["loc"][0])) for item in error.errors())
         raise InvalidManifestError("data", f"not a credential: {fields}") from error
+    if len(credential_text(credential).encode()) > CREDENTIAL_MAX:
+        raise InvalidManifestError("data", f"the Secret holds more than {CREDENTIAL_MAX} bytes")
+    return credential
 
 
 def _value(secret: Mapping[str, Any], key: str) -> str | None:

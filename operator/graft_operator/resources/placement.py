@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from graft_operator.resources.affinity import NodeAffinity
-from graft_operator.resources.fields import Count, LabelKey, LabelValue, ObjectName, Quantity
+from graft_operator.resources.fields import (
+    Count,
+    LabelKey,
+    LabelValue,
+    ObjectName,
+    Quantity,
+    each_once,
+)
 from graft_operator.resources.meta import Closed
 
 DEVICES_IN_LIMITS = "a device such as nvidia.com/gpu belongs into limits alone"
@@ -116,11 +123,21 @@ class SchedulingSpec(Closed):
     """Choices of nodes that labels alone cannot express, such as one of several GPU models."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = ()
     """Taints that do not keep the pods away."""
-    topology_spread_constraints: Annotated[tuple[SpreadConstraint, ...], Field(max_length=8)] = ()
+    topology_spread_constraints: Annotated[
+        tuple[SpreadConstraint, ...],
+        Field(
+            max_length=8,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["topologyKey", "whenUnsatisfiable"],
+            },
+        ),
+        AfterValidator(each_once("topology_key", "when_unsatisfiable")),
+    ] = ()
     """How the pods are spread. Left out, they are spread over nodes where that is possible."""
     priority_class_name: ObjectName | None = None
     """PriorityClass of the pods."""
     runtime_class_name: ObjectName | None = None
     """RuntimeClass of the pods, for instance `nvidia`."""
-    scheduler_name: ObjectName | None = None
+    scheduler_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """Scheduler that places them."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 from graft_operator.constants import ENDPOINTS_MAX, FAILURES_MAX
-from graft_operator.resources.meta import Condition, Open
+from graft_operator.resources.fields import Moment
+from graft_operator.resources.meta import Condition, Manifest, Open
+from graft_protocol.digest import DIGEST_PATTERN
+from graft_protocol.revisions import parse_revision
 
 Text = Annotated[str, Field(max_length=1024)]
 Conditions = Annotated[
@@ -79,11 +82,14 @@ class ServiceStatus(Open):
 
 
 class RevisionStatus(Open):
-    """One version of an adapter's content."""
+    """One version of an adapter's content.
+
+    The desired set is made from it, so it is held to what an entry of the set is held to.
+    """
 
     id: Text
     """`<namespace>/<name>@<digest12>`, or `@pending-...` while the digest is unknown."""
-    digest: Text | None = None
+    digest: Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)] | None = None
     """Content identity."""
     uri: Text
     """Where this version's files are."""
@@ -101,12 +107,18 @@ class RevisionStatus(Open):
     """Kinds of modules it changes."""
     ready_replicas: int = 0
     """Ready pods that can serve it."""
-    weight: int | None = None
+    weight: Annotated[int, Field(ge=0, le=100)] | None = None
     """Percent of the adapter's requests that it gets, while steps lead up to all of them."""
-    step: int | None = None
+    step: Annotated[int, Field(ge=0)] | None = None
     """Which step it has come to, from 0."""
-    step_since: Text | None = None
+    step_since: Moment | None = None
     """When that began."""
+
+    @model_validator(mode="after")
+    def _names_its_digest(self) -> RevisionStatus:
+        if parse_revision(self.id).is_pending != (self.digest is None):
+            raise ValueError("a pinned version has a digest, a pending one has none")
+        return self
 
 
 class Rejection(Open):
@@ -142,7 +154,7 @@ class AdapterStatus(Open):
     """The generation of the spec all this was decided for."""
     conditions: Conditions = ()
     """`Accepted`, `Resolved`, `Loaded` (the wanted revision), `RolloutProgressing` and `Ready` (a
-    request succeeds)."""
+    request succeeds); `Stalled` only while waiting is in vain."""
     served_name: Text = ""
     """The name requests use."""
     current_revision: RevisionStatus | None = None
@@ -157,3 +169,14 @@ class AdapterStatus(Open):
     """Those on which a request for this adapter succeeds."""
     failures: Annotated[tuple[Failure, ...], Field(max_length=FAILURES_MAX)] = ()
     """What goes wrong, the most frequent first."""
+
+
+S = TypeVar("S", ServiceStatus, AdapterStatus)
+
+
+def stored_status(model: type[S], manifest: Manifest) -> S:
+    """Return an object's status by itself, for one whose spec cannot be read."""
+    try:
+        return model.model_validate(manifest.get("status") or {})
+    except ValidationError:
+        return model()

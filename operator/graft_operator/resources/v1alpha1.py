@@ -12,16 +12,17 @@ from pydantic import Field
 
 from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE
 from graft_operator.resources.canary import AdapterRollout
+from graft_operator.resources.container import RuntimeSpec
 from graft_operator.resources.exposure import (
     DisruptionBudgetSpec,
     InferencePoolSpec,
     MonitoringSpec,
     NetworkPolicySpec,
-    ServiceAccountSpec,
 )
 from graft_operator.resources.fields import (
     Bytes,
     Count,
+    Moment,
     Namespace,
     ObjectName,
     Seconds,
@@ -50,9 +51,6 @@ URI_PATTERN = (
 )
 URI_PREFIX_PATTERN = r"^(s3|gs|az|hf|https|pvc|file)://[^\s?#]*$"
 ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+$"
-CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
-TIME_PATTERN = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z$"
-ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 NO_DOT_DOT = {
     "x-kubernetes-validations": [
@@ -68,7 +66,6 @@ UriPrefix = Annotated[
     str, Field(pattern=URI_PREFIX_PATTERN, max_length=1024, json_schema_extra=NO_DOT_DOT)
 ]
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
-ClaimName = Annotated[str, Field(pattern=CLAIM_PATTERN, max_length=253)]
 ServedName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=128)]
 ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN, max_length=128)]
 Endpoint = Annotated[str, Field(pattern=ENDPOINT_PATTERN, max_length=256)]
@@ -167,30 +164,9 @@ class AdaptersSpec(Closed):
     `allowedUris` alone: without these, from nowhere."""
     max_runtime_adapters: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Adapters that a pod holds so, and again as many merged ones."""
-    claims: Annotated[tuple[ClaimName, ...], Field(max_length=16)] = ()
+    claims: Annotated[tuple[ObjectName, ...], Field(max_length=16)] = ()
     """PersistentVolumeClaims of the service's namespace, mounted read-only in every pod, that
     adapters may name as `pvc://claim/folder`. The model's own needs no entry."""
-
-
-class EnvVar(Closed):
-    """An environment variable of the runtime container."""
-
-    name: Annotated[str, Field(pattern=ENV_PATTERN, max_length=256)]
-    """Name of the variable. Names that begin with `GRAFT_` are taken."""
-    value: Annotated[str, Field(max_length=4096)] = ""
-    """Its value."""
-
-
-class RuntimeSpec(Closed):
-    """The container that serves."""
-
-    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Image of the runtime. Defaults to the operator's own version. Local mode runs the installed
-    runtime instead."""
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] = ()
-    """Additional environment variables."""
-    service_account: ServiceAccountSpec = ServiceAccountSpec()
-    """The identity of the pods."""
 
 
 class ServerSpec(Closed):
@@ -305,7 +281,7 @@ class LoraAdapterSpec(Closed):
     """Hold a pod's readiness until this adapter is loaded (bounded by `syncTimeoutSeconds`)."""
     suspend: bool = False
     """Take it out of service but remember its revision."""
-    expires_at: Annotated[str, Field(pattern=TIME_PATTERN, max_length=20)] | None = None
+    expires_at: Moment | None = None
     """When it is taken out of service, in UTC: `2030-12-31T23:59:59Z`. The object stays."""
     access: AccessSpec | None = None
     """Who may use it. Left out: everybody who reaches the service."""

@@ -18,7 +18,9 @@ from graft_operator.errors import (
     ConflictError,
     ForbiddenError,
     InvalidObjectError,
+    NameTakenError,
     NotFoundError,
+    RefusedError,
 )
 from graft_operator.resources.meta import ObjectKey, uid_of
 from graft_operator.settings import OperatorSettings
@@ -83,11 +85,25 @@ async def test_ours_are_known_again_after_a_restart(known: Known) -> None:
     assert (await known.cluster.apply(config("one", a="1")))["data"] == {"a": "1"}
 
 
+async def test_one_of_ours_that_is_never_listed_is_known_by_reading_it(known: Known) -> None:
+    """Kinds that a cluster may lack are read by name alone."""
+    known.api.create(config("one", a="2"))
+    await known.cluster.get(ObjectKey("ConfigMap", "default", "one"))
+    assert (await known.cluster.apply(config("one", a="1")))["data"] == {"a": "1"}
+
+
+@pytest.mark.parametrize("name", ["../other/secrets/keys", "keys/status"])
+async def test_a_name_that_would_lead_elsewhere_is_asked_of_nobody(known: Known, name: str) -> None:
+    with pytest.raises(ClusterError, match="no object"):
+        await known.cluster.get(ObjectKey("Secret", "default", name))
+    assert known.calls == []
+
+
 async def test_what_was_there_before_us_is_not_taken_over(known: Known) -> None:
     known.api.create({"kind": "ConfigMap", "metadata": {"name": "one"}, "data": {"a": "theirs"}})
     await known.cluster.list_objects("ConfigMap")
     for _ in range(2):
-        with pytest.raises(ConflictError):
+        with pytest.raises(NameTakenError):
             await known.cluster.apply(config("one", a="1"))
     assert (known.api.store.find("configmaps", "one") or {})["data"] == {"a": "theirs"}
 
@@ -186,9 +202,11 @@ async def test_equal_events_are_told_once_and_a_lost_one_harms_nothing(known: Kn
 @pytest.mark.parametrize(
     ("code", "error"),
     [
+        (400, RefusedError),
         (403, ForbiddenError),
         (404, NotFoundError),
-        (409, ConflictError),
+        (409, NameTakenError),
+        (413, RefusedError),
         (422, InvalidObjectError),
         (500, ClusterUnreachableError),
         (503, ClusterUnreachableError),

@@ -75,6 +75,16 @@ def test_an_adapter_is_served_under_its_name_and_its_full_name() -> None:
     assert names.aliases == ("default/shout", "loud")
 
 
+def test_a_name_that_no_entry_can_hold_is_refused_and_another_may_be_given() -> None:
+    long = make_adapter("n" * 129)
+    assert verdict(long).reason is Reason.INVALID_SPEC
+    assert verdict(make_adapter("n" * 129, servedName="short")).is_accepted
+    everywhere = {"allowedNamespaces": {"from": "All"}}
+    foreign = make_adapter("n" * 124, "team-a")
+    assert verdict(foreign, adapters=everywhere).reason is Reason.INVALID_SPEC
+    assert verdict(make_adapter("n" * 121, "team-a"), adapters=everywhere).is_accepted
+
+
 def test_an_adapter_of_another_namespace_needs_consent() -> None:
     foreign = make_adapter("shout", "tenant")
     assert verdict(foreign).reason is Reason.REF_NOT_PERMITTED

@@ -204,6 +204,21 @@ def test_a_bad_new_version_leaves_the_old_one_serving_and_says_so() -> None:
     assert "ChecksumMismatch" in ready.message
 
 
+def test_what_nothing_mends_by_itself_is_stalled() -> None:
+    for reason, is_stalled in ((Reason.CHECKSUM_MISMATCH, True), (Reason.SOURCE_NOT_FOUND, False)):
+        failed = revision_report(V1, AdapterState.FAILED, reason, message="no")
+        found = condition_of(status_of([make_pod(failed)]).conditions, "Stalled")
+        assert (found is not None) == is_stalled
+        assert found is None or (found.status, found.reason) == ("True", reason)
+    bad = revision_report(V2, AdapterState.FAILED, Reason.CHECKSUM_MISMATCH)
+    beside = update(revision_report(V1), bad)
+    assert summary(beside)["Stalled"] == ("True", "ChecksumMismatch")
+    assert summary(beside)["Ready"] == ("True", "Available")
+    for reason, is_stalled in ((Reason.INVALID_SPEC, True), (Reason.NAME_CONFLICT, False)):
+        refused = status_of([], verdict=Verdict(reason, "no"))
+        assert ("Stalled" in summary(refused)) == is_stalled
+
+
 def test_the_new_version_becomes_current_when_it_serves() -> None:
     status = update(revision_report(V1), revision_report(V2, bytes=10, rank=4))
     assert status.candidate_revision is None

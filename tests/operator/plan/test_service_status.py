@@ -112,6 +112,25 @@ def test_a_refused_service_says_why_in_every_condition() -> None:
     assert {item.reason for item in status.conditions} == {"SecretNotFound"}
 
 
+def test_what_the_cluster_does_not_take_is_told_beside_what_serves() -> None:
+    for reason, is_stalled in ((Reason.INVALID_SPEC, True), (Reason.CHILD_REFUSED, False)):
+        refusal = Verdict(reason, "no")
+        status = status_of(pod("a"), pod("b"), refusal=refusal)
+        assert turn(status, "Accepted") == ("False", reason)
+        assert turn(status, "Progressing") == ("False", reason)
+        assert turn(status, "Ready") == ("True", "Available")
+        assert (condition_of(status.conditions, "Stalled") is not None) == is_stalled
+        alone = status_of(refusal=refusal)
+        assert turn(alone, "Ready") == ("False", reason)
+
+
+def test_a_model_that_can_never_be_served_is_stalled() -> None:
+    for reason, is_stalled in ((Reason.UNSUPPORTED_MODEL, True), (Reason.SOURCE_NOT_FOUND, False)):
+        failed = pod("a", ready=False, state=EngineState.FAILED, reason=reason, message="no")
+        found = condition_of(status_of(failed).conditions, "Stalled")
+        assert (found is not None) == is_stalled
+
+
 def test_adapters_are_counted_by_what_is_true_of_them() -> None:
     ready = [{"type": "Ready", "status": "True", "reason": "Available"}]
     failure = {"reason": "TooLarge", "message": "", "pods": 1, "example": "a"}

@@ -53,6 +53,8 @@ def test_an_unknown_field_is_named_before_the_field_that_is_missing_because_of_i
         ("spec.model.uri", "hf://org/repo/deep@v1"),
         ("spec.model.digest", "sha256:1234"),
         ("spec.model.dtype", "float8"),
+        ("spec.model.credentialsSecretRef", {"name": "../../other/secrets/keys"}),
+        ("spec.model.credentialsSecretRef", {"name": "Keys"}),
         ("spec.replicas", -1),
         ("spec.replicas", "2"),
         ("spec.replicas", 1.5),
@@ -61,6 +63,8 @@ def test_an_unknown_field_is_named_before_the_field_that_is_missing_because_of_i
         ("spec.adapters", {"allowedEndpoints": ["127.0.0.1:9000"]}),
         ("spec.adapters", {"allowedNamespaces": {"from": "Some"}}),
         ("spec.runtime", {"env": [{"name": "GRAFT_POD_NAME", "value": "x"}]}),
+        ("spec.runtime", {"env": [{"name": "A", "value": "x"}, {"name": "A", "value": "y"}]}),
+        ("spec.scheduling", {"topologySpreadConstraints": [{"topologyKey": "zone"}] * 2}),
         ("metadata.name", "Has_Capitals"),
         ("metadata.name", None),
         ("apiVersion", "serving.graft.dev/v1"),
@@ -83,6 +87,11 @@ def test_a_value_that_cannot_work_is_refused_at_its_path(path: str, value: Any) 
         ("drainTimeoutSeconds", -0.1),
         ("drainTimeoutSeconds", 86_401),
         ("drainTimeoutSeconds", "1m"),
+        ("access", {"apiKeySecretRefs": [{"name": "a/b"}]}),
+        ("inferenceServiceRef", {"name": "tiny", "namespace": "a/b"}),
+        ("expiresAt", "2030-02-31T00:00:00Z"),
+        ("expiresAt", "2030-01-01T24:30:00Z"),
+        ("expiresAt", "2030-01-01"),
     ],
 )
 def test_an_adapter_field_that_cannot_work_is_refused(field: str, value: Any) -> None:
@@ -112,6 +121,22 @@ def test_a_status_that_nobody_can_read_counts_as_empty() -> None:
     adapter = parse(LoraAdapter, manifest)
     assert adapter.status.current_revision is None
     assert adapter.spec.source.digest == DIGEST_1
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"id": "nonsense", "digest": DIGEST_1},
+        {"id": "default/shout@111111111111"},
+        {"id": "default/shout@111111111111", "digest": "sha256:1"},
+        {"id": "default/shout@111111111111", "digest": DIGEST_1, "weight": 101},
+        {"id": "default/shout@111111111111", "digest": DIGEST_1, "stepSince": "yesterday"},
+    ],
+)
+def test_a_version_that_no_entry_could_be_made_from_counts_as_none(facts: Manifest) -> None:
+    revision = {"uri": "s3://a/b", "sourceHash": "h", **facts}
+    adapter = parse(LoraAdapter, adapter_manifest(status={"currentRevision": revision}))
+    assert adapter.status.current_revision is None
 
 
 def test_a_status_field_of_a_newer_version_is_passed_over() -> None:

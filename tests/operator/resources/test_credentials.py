@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from graft_operator.errors import InvalidManifestError
 from graft_operator.resources.credentials import (
+    CREDENTIAL_MAX,
     KEY_MAX,
     credential_key,
     parse_credential,
@@ -48,6 +49,12 @@ def test_a_value_that_is_not_base64_is_refused_without_showing_it() -> None:
 def test_a_wrong_addressing_style_is_refused_by_name() -> None:
     with pytest.raises(InvalidManifestError, match="addressingStyle"):
         parse_credential(secret(addressingStyle="diagonal"))
+
+
+def test_one_that_is_too_large_to_share_a_secret_with_others_is_refused() -> None:
+    assert parse_credential(secret(caBundle="x" * (CREDENTIAL_MAX - 100))).ca_bundle
+    with pytest.raises(InvalidManifestError, match=str(CREDENTIAL_MAX)):
+        parse_credential(secret(caBundle="x" * CREDENTIAL_MAX))
 
 
 def test_plain_data_wins_over_encoded_data() -> None:
