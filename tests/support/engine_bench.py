@@ -90,7 +90,7 @@ class Bench:
         self.steps += report.steps
         for output in report.outputs:
             self.tokens[output.request_id] += output.token_ids
-            self.cached[output.request_id] = output.num_cached
+            self.cached.setdefault(output.request_id, output.num_cached)
             self.preempted[output.request_id] = output.num_preemptions
             if output.finish_reason is not None:
                 self.finished[output.request_id] = output

@@ -91,7 +91,7 @@ class GateEngine(Engine):
     heard: dict[tuple[str, int], Tensor]
 
     def _retire(self, flight: Flight) -> bool:
-        flight.outputs()  # waits; nothing may fail here
+        flight.output()  # waits; nothing may fail here
         logits = self.overheard.steps.popleft()
         ending = [row for row in flight.batch.rows if row.samples]
         for row, logits_V in zip(ending, logits, strict=False):  # behind them: scored prompts

@@ -1,17 +1,31 @@
 """What a step computes for each of its requests, as it was when the step was chosen.
 
-The scheduler makes them; the plan and the outputs are read from them.
+The scheduler makes them; the plan and the outputs are read from them. Most rows of most steps are
+one more token for a request that wants nothing else, so these are kept as columns, and nothing is
+made for each of them.
+
+Shape legend: D rows of `Decodes`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from graft_runtime.engine.request import Request
+from graft_runtime.sampling.batch import IntArray
 
 NOTHING: Final = range(0)
+
+_slot = attrgetter("slot")
+_start = attrgetter("num_computed")
+_table = attrgetter("blocks")
+_epoch = attrgetter("epoch")
 
 
 class Row(NamedTuple):
@@ -39,40 +53,104 @@ class Row(NamedTuple):
         return not request.has_ended and request.epoch == self.epoch
 
 
+@dataclass(frozen=True, eq=False)
+class Decodes:
+    """Rows of one token that is output already, for requests that want nothing but one more."""
+
+    requests: list[Request]
+    """Each adapter's lie together: then nothing has to be gathered."""
+    starts_D: IntArray
+    """See `Row`, as for the lists."""
+    slots: list[int]
+    tables: list[list[int]]
+    epochs: list[int]
+
+    @classmethod
+    def of(cls, requests: Sequence[Request]) -> Decodes:
+        """Return the rows of such requests, each of which has one token left to launch."""
+        ordered = sorted(requests, key=_slot)
+        return cls(
+            ordered,
+            np.array(list(map(_start, ordered)), dtype=np.int64),
+            list(map(_slot, ordered)),
+            list(map(_table, ordered)),
+            list(map(_epoch, ordered)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def row(self, at: int) -> Row:
+        """Return one of them by itself."""
+        start = int(self.starts_D[at])
+        slot, table, epoch = self.slots[at], self.tables[at], self.epochs[at]
+        return Row(self.requests[at], start, 1, True, NOTHING, NOTHING, slot, table, epoch)
+
+
+NO_DECODES: Final = Decodes([], np.zeros(0, dtype=np.int64), [], [], [])
+
+
 @dataclass(eq=False)
 class Batch:
     """The rows of one step, from its launch until it retires."""
 
-    rows: list[Row] = field(default_factory=list)
+    others: list[Row] = field(default_factory=list)
+    """All that are not in ``decodes``; in the step they come after these."""
+    decodes: Decodes = NO_DECODES
     held: list[list[int]] = field(default_factory=list)
     """Tables of requests that lost their blocks while this step was to use them."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many requests the step computes something of."""
+        return len(self.decodes) + len(self.others)
 
     @cached_property
     def num_tokens(self) -> int:
         """Tokens that the step computes."""
-        return sum(row.num_tokens for row in self.rows)
+        return len(self.decodes) + sum(row.num_tokens for row in self.others)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """All rows, in their order in the step; for what is rare."""
+        return [*map(self.decodes.row, range(len(self.decodes))), *self.others]
+
+    @cached_property
+    def ending(self) -> list[Request]:
+        """The requests whose last token is reached, in the order of the step's logits."""
+        return [*self.decodes.requests, *(row.request for row in self.others if row.samples)]
+
+    def requests(self) -> Iterator[Request]:
+        """Iterate over the requests, in the order of the rows."""
+        yield from self.decodes.requests
+        for row in self.others:
+            yield row.request
+
+    def ended(self) -> list[Request]:
+        """Return the requests to whose clients nothing more is to be said."""
+        ended = [request for request in self.decodes.requests if request.has_ended]
+        return ended + [row.request for row in self.others if row.request.has_ended]
+
+    def tables(self) -> Iterator[tuple[Request, list[int]]]:
+        """Iterate over the requests with their tables, in the order of the rows."""
+        yield from zip(self.decodes.requests, self.decodes.tables, strict=True)
+        for row in self.others:
+            yield row.request, row.table
+
+    def names(self, request: Request) -> bool:
+        """Tell whether a row is the request's, from since it was last preempted."""
+        decodes = self.decodes
+        if request in decodes.requests:  # they compare by identity
+            return decodes.epochs[decodes.requests.index(request)] == request.epoch
+        return any(row.request is request and row.epoch == request.epoch for row in self.others)
 
     def first_time(self) -> list[str]:
         """Return which requests are launched for the first time, and note that they have been."""
-        new = [row.request for row in self.rows if not row.request.has_started]
+        # One that has output has been launched before.
+        new = [row.request for row in self.others if not row.request.has_started]
         for request in new:
             request.has_started = True
         return [request.request_id for request in new]
-
-
-def decode_row(request: Request) -> Row:
-    """Return `row_of` one token for a plain request that has one left; it runs for every row."""
-    return Row(
-        request,
-        request.num_computed,
-        1,
-        True,
-        NOTHING,
-        NOTHING,
-        request.slot,
-        request.blocks,
-        request.epoch,
-    )
 
 
 def row_of(request: Request, num_tokens: int) -> Row:

@@ -12,16 +12,10 @@ from dataclasses import dataclass
 from graft_runtime.engine.batch import Batch, Row
 from graft_runtime.engine.compilations import Compilations
 from graft_runtime.engine.counts import CountSlots
+from graft_runtime.engine.delivery import Delivery
 from graft_runtime.engine.flight import Flight, Launcher
 from graft_runtime.engine.kv_cache import BlockPool
-from graft_runtime.engine.outputs import (
-    NOT_FINITE,
-    RowOutput,
-    impossible,
-    out_of_tokens,
-    pooled_output,
-    token_output,
-)
+from graft_runtime.engine.outputs import StepOutput, ended, impossible
 from graft_runtime.engine.plan import build_plan, build_sample_plan
 from graft_runtime.engine.report import Counters, StepReport, step_facts
 from graft_runtime.engine.request import Request
@@ -85,8 +79,7 @@ class Engine:
         self._planner = SamplingPlanner()
         self._plugins = Plugins(()) if plugins is None else plugins
         self._runner = runner
-        self._report = StepReport()
-        self._counters = Counters()
+        self._delivery = Delivery()
         self._arrivals = 0
         self._has_hopeless = False
         """Whether an adapter may have failed under requests since that was last looked at."""
@@ -100,12 +93,12 @@ class Engine:
         """Take a request. One that can never run is answered with an error in the next report."""
         problem = self._problem_with(message)
         if problem is not None:
-            self._report.outputs.append(_ended(message.request_id, "error", problem))
+            self._say(ended(message.request_id, "error", problem))
             return
         sampling = message.sampling
         if sampling.pooling is not None and not self.limits.can_pool:
             problem = "this model gives no embeddings"
-            self._report.outputs.append(impossible(message.request_id, problem))
+            self._say(impossible(message.request_id, problem))
             return
         self._arrivals += 1
         eos_ids = frozenset() if sampling.ignore_eos else self.limits.eos_ids
@@ -161,8 +154,8 @@ class Engine:
             or self._scheduler.num_waiting
             or self._compilations
             or self._residency.has_work
-            or self._report.outputs
-            or self._report.adapters
+            or self._delivery.report.said
+            or self._delivery.report.adapters
         )
 
     @property
@@ -178,26 +171,26 @@ class Engine:
         """
         self._admit_compiled()
         self._fail_hopeless()
-        self._residency.advance(self._scheduler.slots_in_use())
+        wants_room = self._residency.has_work  # else nobody asks which slots are in use
+        self._residency.advance(self._scheduler.slots_in_use() if wants_room else frozenset())
         batch = self._scheduler.schedule()
-        flight = self._launch(batch) if batch.rows else None
+        flight = self._launch(batch) if batch.num_rows else None
         if self._flight is not None and not self._retire(self._flight):
             self._recover(self._flight, flight)
             flight = None
         if flight is not None:
             self._sample(flight)
         self._flight = flight
-        report, self._report = self._report, StepReport()
-        return report
+        return self._delivery.take_report()
 
     def forget_history(self) -> None:
         """Start counting from zero, as after a warm-up."""
-        self._counters = Counters()
+        self._delivery.counters = Counters()
         self._scheduler.forget_history()
 
     def stats(self) -> EngineStats:
         """Return gauges and counters as of now."""
-        pool = self._scheduler.pool
+        pool, counters = self._scheduler.pool, self._delivery.counters
         return EngineStats(
             running=self._scheduler.num_running,
             waiting=self._scheduler.num_waiting,
@@ -205,12 +198,12 @@ class Engine:
             kv_blocks_used=pool.num_used,
             kv_blocks_total=pool.num_blocks,
             device_pages_free=self._slots.free_pages,
-            prompt_tokens=self._counters.prompt_tokens,
-            generation_tokens=self._counters.generation_tokens,
+            prompt_tokens=counters.prompt_tokens,
+            generation_tokens=counters.generation_tokens,
             preemptions=self._scheduler.num_preemptions,
             prefix_queries=self._scheduler.num_prefix_queries,
             prefix_hits=self._scheduler.num_prefix_hits,
-            steps=self._counters.steps,
+            steps=counters.steps,
         )
 
     def check_integrity(self) -> None:
@@ -223,7 +216,7 @@ class Engine:
         self._residency.check_integrity()
 
     def _tell(self, event: AdapterResidency) -> None:
-        self._report.adapters.append(event)
+        self._delivery.report.adapters.append(event)
         self._has_hopeless = self._has_hopeless or event.state in ("failed", "removed")
 
     def _problem_with(self, message: Submit) -> str | None:
@@ -251,7 +244,7 @@ class Engine:
             self._has_hopeless = True  # its adapter may have failed meanwhile
             if error is not None:
                 self._end(request)
-                self._report.outputs.append(impossible(request.request_id, error))
+                self._say(impossible(request.request_id, error))
 
     def _fail_hopeless(self) -> None:
         """Answer requests whose adapter could not be loaded."""
@@ -263,10 +256,10 @@ class Engine:
                 self._end(request, "error", f"adapter {request.adapter} could not be loaded")
 
     def _launch(self, batch: Batch) -> Flight:
-        self._report.num_tokens += batch.num_tokens
-        self._report.started += batch.first_time()
+        self._delivery.report.num_tokens += batch.num_tokens
+        self._delivery.report.started += batch.first_time()
         try:
-            plan = build_plan(batch.rows, self.limits.scheduler.block_size)
+            plan = build_plan(batch, self.limits.scheduler.block_size)
             return Flight(batch, self._runner.launch(plan))
         except Exception as error:  # noqa: BLE001 - raised when the step is to retire
             return Flight(batch, error=error)
@@ -274,7 +267,7 @@ class Engine:
     def _sample(self, flight: Flight) -> None:
         """Start sampling. Every token of every earlier step must have been recorded."""
         try:
-            flight.plan = build_sample_plan(flight.batch.rows, self._planner)
+            flight.plan = build_sample_plan(flight.batch, self._planner)
             if flight.handle is not None:
                 flight.handle.sample(flight.plan)
         except Exception as error:  # noqa: BLE001 - raised when the step is to retire
@@ -282,38 +275,33 @@ class Engine:
 
     def _retire(self, flight: Flight) -> bool:
         """Wait for a step and record what it brought; False when it failed, and nothing was."""
+        batch = flight.batch
         try:
-            outputs = flight.outputs()
+            output = flight.output()
         except Exception as error:  # noqa: BLE001 - one request must never take others down
-            logger.warning("step of %d rows failed: %s", len(flight.batch.rows), error)
-            self._report.steps.append(step_facts(flight.batch.rows, failed=True))
+            logger.warning("step of %d rows failed: %s", batch.num_rows, error)
+            self._delivery.report.steps.append(step_facts(batch, failed=True))
             return False
-        self._report.steps.append(step_facts(flight.batch.rows, failed=False))
-        self._counters.steps += 1
-        for row, output in zip(flight.batch.rows, outputs, strict=True):
-            if row.start < row.request.num_prompt:
-                self._count(row)
-            self._record(row, output)
-        self._conclude(flight.batch)
+        self._delivery.report.steps.append(step_facts(batch, failed=False))
+        self._delivery.counters.steps += 1
+        self._record(batch, output)
+        self._conclude(batch)
         return True
 
-    def _record(self, row: Row, output: RowOutput) -> None:
-        request = row.request
-        if request.has_ended:
-            return  # what was computed for it is dropped
-        if output.prompt_scores:
-            request.prompt_scores += output.prompt_scores
-        if output.pooled_H is not None:
-            request.pool(row.start, output.pooled_H)
-        if row.samples:
-            self._deliver(request, output)
+    def _record(self, batch: Batch, output: StepOutput) -> None:
+        if output.decoded:
+            for request in self._delivery.decoded(batch.decodes.requests, output.decoded):
+                self._end(request)
+        rows = batch.others if output.decoded else batch.rows
+        for row, given in zip(rows, output.rows, strict=True):
+            if self._delivery.row(row, given):
+                self._end(row.request)
 
     def _conclude(self, batch: Batch) -> None:
-        self._report.num_tokens += batch.num_tokens
+        self._delivery.report.num_tokens += batch.num_tokens
         self._scheduler.retire(batch)
-        for row in batch.rows:
-            if row.request.has_ended:
-                self._give_back(row.request)
+        for request in batch.ended():
+            self._give_back(request)
 
     def _recover(self, failed: Flight, following: Flight | None) -> None:
         """Run a failed step's rows one by one; what was launched upon it is scheduled anew."""
@@ -333,39 +321,15 @@ class Engine:
         flight = self._launch(self._scheduler.launch([row]))
         self._sample(flight)
         try:
-            (output,) = flight.outputs()
+            output = flight.output()
         except Exception:  # this request's fault, or at least its fate
             logger.exception("step failed", extra={"request_id": row.request.request_id})
             flight.abandon()
             self._scheduler.roll_back()
             self._end(row.request, "error", "the engine failed on this request")
             return
-        self._count(row)
-        self._record(row, output)
+        self._record(flight.batch, output)
         self._conclude(flight.batch)
-
-    def _deliver(self, request: Request, result: RowOutput) -> None:
-        token = result.token
-        if token < 0 or request.sampling.pooling is not None:
-            self._end_without_token(request, token)
-            return
-        self._counters.generation_tokens += 1
-        finish = request.append(token)
-        self._report.outputs.append(token_output(request, result, finish))
-        if finish is not None:
-            self._end(request)
-
-    def _end_without_token(self, request: Request, token: int) -> None:
-        if token == NOT_FINITE:
-            self._end(request, "error", "the model's output for this request is not a number")
-            return
-        self._end(request)
-        is_pooled = request.sampling.pooling is not None
-        self._report.outputs.append(pooled_output(request) if is_pooled else out_of_tokens(request))
-
-    def _count(self, row: Row) -> None:
-        prompt_left = row.request.num_prompt - row.start
-        self._counters.prompt_tokens += max(0, min(row.num_tokens, prompt_left))
 
     def _end(
         self, request: Request, finish: FinishReason | None = None, error: str | None = None
@@ -379,7 +343,10 @@ class Engine:
             request.rules.release()
         self._give_back(request)
         if finish is not None:
-            self._report.outputs.append(_ended(request.request_id, finish, error))
+            self._say(ended(request.request_id, finish, error))
+
+    def _say(self, output: TokenOutput) -> None:
+        self._delivery.report.said.append(output)
 
     def _give_back(self, request: Request) -> None:
         """Let go of an ended request's adapter, once no launched step names its slot."""
@@ -388,7 +355,3 @@ class Engine:
         if request.holds_adapter:
             request.holds_adapter = False
             self._residency.give_back(request.adapter)
-
-
-def _ended(request_id: str, finish: FinishReason, error: str | None) -> TokenOutput:
-    return TokenOutput(request_id, [], None, finish, error)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from graft_runtime.engine.batch import Batch
-from graft_runtime.engine.outputs import RowOutput, row_outputs
+from graft_runtime.engine.outputs import StepOutput, step_output
 from graft_runtime.engine.plan import SamplePlan, StepPlan, StepResult
 from graft_runtime.errors import GraftRuntimeError
 
@@ -43,14 +43,14 @@ class Flight:
     error: Exception | None = None
     """What went wrong in the launch."""
 
-    def outputs(self) -> list[RowOutput]:
-        """Wait for the step; return what it gave each row, or raise what went wrong in it."""
+    def output(self) -> StepOutput:
+        """Wait for the step; return what it gave its rows, or raise what went wrong in it."""
         if self.error is not None:
             raise self.error
         if self.handle is None or self.plan is None:
             message = "a step was to retire before it was launched"
             raise GraftRuntimeError(message)
-        return list(row_outputs(self.batch.rows, self.plan.rows_S, self.handle.result()))
+        return step_output(self.batch, self.plan.rows_S, self.handle.result())
 
     def abandon(self) -> None:
         """Wait until nothing of the step is under way any more."""

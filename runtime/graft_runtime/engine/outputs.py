@@ -2,8 +2,8 @@
 
 The engine calls it; it changes no request.
 
-Shape legend: S rows that get a new token, P tokens of prompts that are scored, E rows
-whose hidden states are pooled, H hidden size, K likeliest tokens.
+Shape legend: L rows that reach their last token, S rows that get a new token, P tokens of prompts
+that are scored, E rows whose hidden states are pooled, H hidden size, K likeliest tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from graft_runtime.engine.batch import Row
+import numpy as np
+
+from graft_runtime.engine.batch import Batch, Row
 from graft_runtime.engine.plan import PromptScores, StepResult
 from graft_runtime.engine.request import Request
 from graft_runtime.ipc.messages import FinishReason, TokenOutput, TokenScore
@@ -35,24 +37,40 @@ class RowOutput(NamedTuple):
     """Sum of hidden states, where any are pooled."""
 
 
-def row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> Iterator[RowOutput]:
-    """Yield each row's part of the result.
+class StepOutput(NamedTuple):
+    """What a step gave its rows."""
+
+    decoded: list[int]
+    """A token for each of the batch's decodes, negative where there is none; empty if these
+    brought more than tokens."""
+    rows: list[RowOutput]
+    """What the other rows got: all, if nothing is in ``decoded``."""
+
+
+def step_output(batch: Batch, sampled: IntArray, result: StepResult) -> StepOutput:
+    """Return each row's part of the result.
 
     Args:
-        rows: The step's.
+        batch: The step's rows.
         sampled: Which of those that reach their last token got one, see `SamplePlan`.
         result: What the step brought.
     """
+    num_decodes = len(batch.decodes)
+    if not num_decodes or not result.is_plain:
+        return StepOutput([], list(_row_outputs(batch.rows, sampled, result)))
+    tokens: list[int] = result.token_ids_S.tolist()
+    num_ending = num_decodes + sum(row.samples for row in batch.others)
+    if len(tokens) < num_ending:  # some have ended between the launch and the sampling
+        spread_L = np.full(num_ending, NOT_FINITE)
+        spread_L[sampled] = tokens
+        tokens = spread_L.tolist()
+    fresh = iter(tokens[num_decodes:])
+    rows = [RowOutput(next(fresh)) if row.samples else RowOutput() for row in batch.others]
+    return StepOutput(tokens[:num_decodes], rows)
+
+
+def _row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> Iterator[RowOutput]:
     tokens = result.token_ids_S.tolist()
-    if result.is_plain and len(tokens) == len(rows):
-        yield from map(RowOutput, tokens)
-        return
-    num_ending = sum(row.samples for row in rows)
-    if result.is_plain and len(tokens) == num_ending:
-        fresh = iter(tokens)
-        for row in rows:
-            yield RowOutput(next(fresh)) if row.samples else RowOutput()
-        return
     places = {row: place for place, row in enumerate(sampled.tolist())}
     logprobs_S = None if result.logprobs_S is None else result.logprobs_S.tolist()
     ending = scored = pooled = 0
@@ -103,6 +121,11 @@ def token_output(request: Request, row: RowOutput, finish: FinishReason | None) 
         top_logprobs=[row.top] if sampling.top_logprobs and row.top is not None else None,
         prompt_scores=request.prompt_scores if with_scores else None,
     )
+
+
+def ended(request_id: str, finish: FinishReason | None, error: str | None = None) -> TokenOutput:
+    """Return the end of a request that brings nothing."""
+    return TokenOutput(request_id, [], None, finish, error)
 
 
 def impossible(request_id: str, message: str) -> TokenOutput:

@@ -6,22 +6,28 @@ A step is launched before the tokens of the one before it are known. What it tak
 marked as carried: the runner fills it in where the tokens are. How its own tokens are chosen comes
 later, in a `SamplePlan`, when everything before it is known.
 
-Shape legend: T tokens, C carried tokens, R rows (requests), L rows that reach their last token, S
-rows that get a new token (L without those that ended meanwhile), P tokens of prompts that are
-scored, E rows whose hidden states are pooled, H hidden size, K likeliest tokens, N block ids of all
-rows.
+Shape legend: T tokens, C carried tokens, R rows (requests), D those of `Decodes`, L rows that reach
+their last token, S rows that get a new token (L without those that ended meanwhile), P tokens of
+prompts that are scored, E rows whose hidden states are pooled, H hidden size, K likeliest tokens, N
+block ids of all rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Final
 
 import numpy as np
 
-from graft_runtime.engine.batch import Row
+from graft_runtime.engine.batch import Batch, Decodes, Row
+from graft_runtime.engine.request import Request
 from graft_runtime.engine.sampling_plan import SamplingPlanner
 from graft_runtime.sampling.batch import FloatArray, IntArray, SamplingBatch
+
+_rope_variant = attrgetter("rope_variant")
+_NOTHING: Final[IntArray] = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -107,86 +113,139 @@ class StepResult:
         return all(extra is None for extra in extras)
 
 
-def build_plan(rows: Sequence[Row], block_size: int) -> StepPlan:
+def build_plan(batch: Batch, block_size: int) -> StepPlan:
     """Flatten a scheduler's rows. Reads requests, and notes in them what it may use again."""
-    counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
-    computed = np.array([row.start for row in rows], dtype=np.int64)
+    if not batch.others:
+        return _plan_of_decodes(batch.decodes, block_size)
+    return _plan_of_any(batch, block_size)
+
+
+def _plan_of_decodes(decodes: Decodes, block_size: int) -> StepPlan:
+    """Return what `_plan_of_any` would; most steps are of this kind, and much of it is known."""
+    block_starts, block_ids_N = _block_tables(zip(decodes.requests, decodes.tables, strict=True))
+    positions_T = decodes.starts_D
+    block_R, offset_R = np.divmod(positions_T, block_size)
+    token_ids_T, carried_C, carried_from_C = _tokens(decodes, ())
+    starts = np.arange(len(decodes) + 1)
+    return StepPlan(
+        token_ids_T=token_ids_T,
+        carried_C=carried_C,
+        carried_from_C=carried_from_C,
+        positions_T=positions_T,
+        slot_mapping_T=block_ids_N[block_starts[:-1] + block_R] * block_size + offset_R,
+        query_starts=starts,
+        seq_lens_R=positions_T + 1,
+        block_starts=block_starts,
+        block_ids_N=block_ids_N,
+        adapter_slots_R=np.array(decodes.slots, dtype=np.int64),
+        rope_variants_R=np.array(list(map(_rope_variant, decodes.requests)), dtype=np.int64),
+        logits_rows_L=starts[:-1],
+        prompt_rows_P=_NOTHING,
+        prompt_targets_P=_NOTHING,
+        num_prompt_top=0,
+        pooled_E=[],
+    )
+
+
+def _plan_of_any(batch: Batch, block_size: int) -> StepPlan:
+    decodes, others = batch.decodes, batch.others
+    num_decodes = len(decodes)
+    counts = _joined(np.ones(num_decodes, dtype=np.int64), [row.num_tokens for row in others])
+    computed = _joined(decodes.starts_D, [row.start for row in others])
     query_starts = _starts(counts)
-    block_starts = _starts(np.array([len(row.table) for row in rows], dtype=np.int64))
-    block_ids_N = np.concatenate([_block_ids(row) for row in rows])
+    block_starts, block_ids_N = _block_tables(batch.tables())
     positions_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - computed, counts)
     block_index_T = np.repeat(block_starts[:-1], counts) + positions_T // block_size
-    sampled = [index for index, row in enumerate(rows) if row.samples]
+    sampled = [at for at, row in enumerate(others, num_decodes) if row.samples]
     # Few steps have any of these, and then few rows of them.
-    odd = [index for index, row in enumerate(rows) if row.scored or row.pooled]
-    prompt_rows_P, prompt_targets_P = _prompt_scores(rows, odd, query_starts)
-    token_ids_T, carried = _tokens(rows)
+    odd = [(at, row) for at, row in enumerate(others, num_decodes) if row.scored or row.pooled]
+    prompt_rows_P, prompt_targets_P = _prompt_scores(odd, query_starts)
+    token_ids_T, carried, carried_from = _tokens(decodes, others)
     return StepPlan(
         token_ids_T=token_ids_T,
         carried_C=query_starts[1:][carried] - 1,
-        carried_from_C=np.array(
-            [rows[index].request.sampled_row for index in carried], dtype=np.int64
-        ),
+        carried_from_C=carried_from,
         positions_T=positions_T,
         slot_mapping_T=block_ids_N[block_index_T] * block_size + positions_T % block_size,
         query_starts=query_starts,
         seq_lens_R=computed + counts,
         block_starts=block_starts,
         block_ids_N=block_ids_N,
-        adapter_slots_R=np.array([row.slot for row in rows], dtype=np.int64),
-        rope_variants_R=np.array([row.request.rope_variant for row in rows], dtype=np.int64),
-        logits_rows_L=query_starts[1:][sampled] - 1,
+        adapter_slots_R=np.array([*decodes.slots, *(row.slot for row in others)], dtype=np.int64),
+        rope_variants_R=np.array(list(map(_rope_variant, batch.requests())), dtype=np.int64),
+        logits_rows_L=query_starts[1:][_joined(np.arange(num_decodes), sampled)] - 1,
         prompt_rows_P=prompt_rows_P,
         prompt_targets_P=prompt_targets_P,
         num_prompt_top=max(
-            (rows[at].request.sampling.prompt_logprobs or 0 for at in odd if rows[at].scored),
-            default=0,
+            (row.request.sampling.prompt_logprobs or 0 for _, row in odd if row.scored), default=0
         ),
-        pooled_E=[_bounds(rows[at], int(query_starts[at])) for at in odd if rows[at].pooled],
+        pooled_E=[_bounds(row, int(query_starts[at])) for at, row in odd if row.pooled],
     )
 
 
-def build_sample_plan(rows: Sequence[Row], planner: SamplingPlanner) -> SamplePlan:
+def build_sample_plan(batch: Batch, planner: SamplingPlanner) -> SamplePlan:
     """Flatten what a launched step's rows ask of their new tokens, and number those.
 
     All tokens of earlier steps must be known by now: penalties and the like depend on them.
     """
-    ending = [row.request for row in rows if row.samples]
-    rows_S = [index for index, request in enumerate(ending) if not request.has_ended]
-    requests = [ending[index] for index in rows_S]
+    ending = batch.ending
+    requests = [request for request in ending if not request.has_ended]
     for place, request in enumerate(requests):
         request.sampled_row = place
-    return SamplePlan(np.array(rows_S, dtype=np.int64), planner.build(requests))
+    if len(requests) == len(ending):
+        rows_S = np.arange(len(ending))
+    else:
+        rows_S = np.flatnonzero([not request.has_ended for request in ending])
+    return SamplePlan(rows_S, planner.build(requests))
 
 
-def _tokens(rows: Sequence[Row]) -> tuple[IntArray, list[int]]:
-    """Return the tokens, and the rows whose last one is not known yet."""
+def _tokens(decodes: Decodes, others: Sequence[Row]) -> tuple[IntArray, IntArray, IntArray]:
+    """Return the tokens, the rows whose last one is not known yet [C], and where that is [C]."""
+    requests, starts_D = decodes.requests, decodes.starts_D
+    num_known_D = np.array([len(request.tokens) for request in requests], dtype=np.int64)
+    is_carried_D = num_known_D <= starts_D
+    carried_D = np.flatnonzero(is_carried_D)
+    from_D = np.array([requests[at].sampled_row for at in carried_D.tolist()], dtype=np.int64)
+    tokens_D = np.zeros(len(requests), dtype=np.int64)
+    if len(carried_D) < len(requests):
+        for at in np.flatnonzero(~is_carried_D).tolist():
+            tokens_D[at] = requests[at].tokens[starts_D[at]]
     tokens: list[int] = []
     carried: list[int] = []
-    for index, row in enumerate(rows):
+    for at, row in enumerate(others, len(requests)):
         known, end = row.request.tokens, row.start + row.num_tokens
         if row.start < len(known):
             tokens += known[row.start : end]
         if end > len(known):
             tokens.append(0)
-            carried.append(index)
-    return np.array(tokens, dtype=np.int64), carried
+            carried.append(at)
+    froms = [others[at - len(requests)].request.sampled_row for at in carried]
+    return _joined(tokens_D, tokens), _joined(carried_D, carried), _joined(from_D, froms)
 
 
-def _block_ids(row: Row) -> IntArray:
-    """Return a row's table as an array. Tables only grow, so the last one may still do.
+def _block_tables(tables: Iterable[tuple[Request, list[int]]]) -> tuple[IntArray, IntArray]:
+    """Return where each row's blocks begin [R + 1], and all rows' blocks [N]."""
+    parts: list[IntArray] = []
+    for request, table in tables:
+        # Tables only grow, so the last one that was flattened may still do.
+        known = request.block_ids
+        if known is None or known[0] is not table or len(known[1]) != len(table):
+            known = table, _block_ids(request, table)
+        parts.append(known[1])
+    return _starts(np.array(list(map(len, parts)), dtype=np.int64)), np.concatenate(parts)
+
+
+def _block_ids(request: Request, table: list[int]) -> IntArray:
+    """Flatten a row's table, and note that.
 
     For blocks that were given back its first other one stands: nothing sees what is in their place,
     but a kernel may read it, and then it must be finite.
     """
-    known = row.request.block_ids
-    if known is not None and known[0] is row.table and len(known[1]) == len(row.table):
-        return known[1]
-    ids = np.array(row.table, dtype=np.int64)
-    num_released = row.request.num_released
+    ids = np.array(table, dtype=np.int64)
+    num_released = request.num_released
     if num_released:
         ids[:num_released] = ids[num_released]
-    row.request.block_ids = row.table, ids
+    request.block_ids = table, ids
     return ids
 
 
@@ -197,20 +256,26 @@ def _bounds(row: Row, first: int) -> tuple[int, int]:
 
 
 def _prompt_scores(
-    rows: Sequence[Row], odd: Sequence[int], query_starts: IntArray
+    odd: Sequence[tuple[int, Row]], query_starts: IntArray
 ) -> tuple[IntArray, IntArray]:
     """Return which logits score which tokens of prompts; only the odd rows have any."""
     indices: list[int] = []
     targets: list[int] = []
-    for index in odd:
-        row = rows[index]
+    for at, row in odd:
         scored = row.scored
         if scored:
-            offset = int(query_starts[index]) - row.start - 1
+            offset = int(query_starts[at]) - row.start - 1
             indices += range(scored.start + offset, scored.stop + offset)
             targets += row.request.tokens[scored.start : scored.stop]
     return np.array(indices, dtype=np.int64), np.array(targets, dtype=np.int64)
 
 
+def _joined(decoded_D: IntArray, others: Sequence[int]) -> IntArray:
+    """Return a column of all rows; most steps have no others."""
+    return np.concatenate((decoded_D, np.array(others, dtype=np.int64))) if others else decoded_D
+
+
 def _starts(counts: IntArray) -> IntArray:
-    return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts)))
+    starts = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts

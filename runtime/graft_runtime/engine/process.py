@@ -124,10 +124,17 @@ class EngineLoop:
             self._channel.send(event)
         now = time.monotonic()
         is_due = now - self._last_sent >= HEARTBEAT_SECONDS
-        if report.outputs or report.started or is_due:
+        if is_due or not report.is_silent:
             stats = self._engine.stats()
             ended, self._ended = self._ended, []
-            host = self._host_seconds
-            message = StepOutputs(report.outputs, stats, host, report.started, ended)
+            message = StepOutputs(
+                report.said,
+                stats,
+                self._host_seconds,
+                report.started,
+                ended,
+                report.more_ids,
+                report.more_tokens,
+            )
             self._channel.send(message)
             self._last_sent = now

@@ -93,10 +93,13 @@ class Request:
     num_scored: int = 0
     """How many of these are known or will come from launched steps."""
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing is wanted but tokens."""
-        return self.sampling.prompt_logprobs is None and self.sampling.pooling is None
+    is_plain: bool = field(init=False)
+    """Whether nothing is wanted but tokens."""
+
+    def __post_init__(self) -> None:
+        # Kept, and not a property: it is asked for every row of every step.
+        sampling = self.sampling
+        self.is_plain = sampling.prompt_logprobs is None and sampling.pooling is None
 
     @property
     def is_scoring(self) -> bool:

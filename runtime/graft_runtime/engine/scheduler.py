@@ -11,17 +11,16 @@ launched step names (blocks, slots) is given to nobody before the step has retir
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from graft_runtime.engine.batch import Batch, Row, decode_row, row_of
-from graft_runtime.engine.fair_share import OUTPUT_COST, PROMPT_COST, FairShare
-from graft_runtime.engine.kv_cache import BlockPool, blocks_behind, blocks_for, blocks_seen
+from graft_runtime.engine.batch import Batch, Decodes, Row, row_of
+from graft_runtime.engine.fair_share import FairShare
+from graft_runtime.engine.kv_cache import BlockPool, blocks_for, blocks_seen
+from graft_runtime.engine.launched import LaunchedSteps
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.waiting import WaitingQueue
-from graft_runtime.errors import GraftRuntimeError
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Scheduler:
         self._running: list[Request] = []
         self._share = FairShare()
         self._waiting = WaitingQueue(self._share)
-        self._launched: deque[Batch] = deque()
+        self._launched = LaunchedSteps(pool, self._share, limits.block_size, limits.window)
         self._scoring_left = 0
         self._coming = 0
 
@@ -92,7 +91,8 @@ class Scheduler:
     def slots_in_use(self) -> set[int]:
         """Return the adapters' slots that running requests or launched steps name."""
         slots = {request.slot for request in self._running}
-        slots.update(row.slot for batch in self._launched for row in batch.rows)
+        for batch in self._launched:
+            slots.update(batch.decodes.slots, (row.slot for row in batch.others))
         return slots - {0}
 
     def remove(self, request: Request) -> None:
@@ -109,68 +109,29 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Choose the next step's rows and take them for launched. Without rows there is no step."""
         self._scoring_left = self.limits.max_scored_tokens
-        self._coming = sum(
-            self.pool.num_sole(table) for batch in self._launched for table in batch.held
-        )
+        self._coming = self._launched.num_coming
         self._displace()
         rows: list[Row] = []
-        budget = self._schedule_decodes(rows, self.limits.max_batch_tokens)
-        if rows:
+        decodes, prompts = self._schedule_decodes(rows, self.limits.max_batch_tokens)
+        budget = self.limits.max_batch_tokens - len(decodes) - len(rows)
+        if decodes or rows:
             budget = min(budget, self.limits.max_chunk_tokens)
-        budget = self._schedule_prompts(rows, budget)
+        budget = self._schedule_prompts(prompts, rows, budget)
         self._schedule_waiting(rows, budget)
         rows.sort(key=_place)
-        return self.launch(rows)
+        return self._launched.launch(Batch(rows, Decodes.of(decodes)))
 
     def launch(self, rows: Sequence[Row]) -> Batch:
         """Advance requests as if a step of these rows had succeeded already."""
-        batch = Batch(list(rows))
-        costs: dict[str, float] = {}
-        for row in batch.rows:
-            request = row.request
-            request.num_computed += row.num_tokens
-            request.num_pending += row.samples
-            if row.scored:
-                request.num_scored += len(row.scored)
-            request.num_launched += 1
-            if not request.has_ended:
-                costs[request.tenant] = costs.get(request.tenant, 0.0) + _cost(row)
-        for tenant, cost in costs.items():
-            self._share.charge(tenant, cost)
-        if batch.rows:
-            self._launched.append(batch)
-        return batch
+        return self._launched.launch(Batch(list(rows)))
 
     def retire(self, batch: Batch) -> None:
-        """Name the blocks that the oldest launched step filled, and free what it kept from others.
-
-        Its tokens must have been recorded, as far as their requests have not ended.
-
-        Raises:
-            GraftRuntimeError: An older step has not retired: a caller's bug, and never retried.
-        """
-        if self._launched.popleft() is not batch:
-            raise GraftRuntimeError("steps retire in the order of their launch")
-        size = self.limits.block_size
-        for row in batch.rows:
-            row.request.num_launched -= 1
-            if (row.start + row.num_tokens) // size > row.start // size:
-                self._publish(row)
-                self._release(row)
-        self._free_held(batch)
+        """End the oldest launched step; see `LaunchedSteps.retire`."""
+        self._launched.retire(batch)
 
     def roll_back(self) -> None:
         """Undo all launched steps, the latest first: none of them brought anything."""
-        while self._launched:
-            batch = self._launched.pop()
-            for row in batch.rows:
-                request = row.request
-                request.num_launched -= 1
-                request.num_pending -= row.samples
-                request.num_scored -= len(row.scored)
-                if row.is_current:
-                    request.num_computed = row.start
-            self._free_held(batch)
+        self._launched.roll_back()
 
     def forget_history(self) -> None:
         """Start counting from zero."""
@@ -182,34 +143,47 @@ class Scheduler:
         Raises:
             GraftRuntimeError: They disagree.
         """
-        held = [table for batch in self._launched for table in batch.held]
-        self.pool.check_integrity([request.blocks for request in self._running] + held)
+        tables = [request.blocks for request in self._running]
+        self.pool.check_integrity(tables + self._launched.held)
         for request in self._running:
             request.check_integrity()
 
     # Choosing rows.
 
-    def _schedule_decodes(self, rows: list[Row], budget: int) -> int:
+    def _schedule_decodes(
+        self, rows: list[Row], budget: int
+    ) -> tuple[list[Request], list[Request]]:
+        """Choose the requests that get one more token, and find those whose prompt is under way.
+
+        Returns:
+            Requests whose rows need not be told apart, and those with more than one token left.
+            What is a row of its own goes to ``rows``.
+        """
         size = self.limits.block_size
+        decodes: list[Request] = []
+        prompts: list[Request] = []
         for request in list(self._running):
-            if not budget:
-                break
             # `num_remaining` and `is_complete`, written out: this runs for every row of every step.
             length = len(request.tokens) + request.num_pending
             computed = request.num_computed
-            if length - computed != 1 or length >= request.max_length or not request.blocks:
+            if length - computed != 1:
+                if length > computed:
+                    prompts.append(request)
+                continue
+            if not budget or length >= request.max_length or not request.blocks:
                 continue
             if len(request.blocks) * size > computed or self._extend(request):
-                rows.append(decode_row(request) if request.is_plain else row_of(request, 1))
                 budget -= 1
-        return budget
+                if request.is_plain and computed >= request.num_prompt:
+                    decodes.append(request)
+                else:
+                    rows.append(row_of(request, 1))
+        return decodes, prompts
 
-    def _schedule_prompts(self, rows: list[Row], budget: int) -> int:
-        if len(rows) == len(self._running):
-            return budget  # all of them decode
-        for request in self._running:
-            remaining = len(request.tokens) + request.num_pending - request.num_computed
-            if remaining > 1 and budget and self._may_score(request):
+    def _schedule_prompts(self, prompts: list[Request], rows: list[Row], budget: int) -> int:
+        for request in prompts:
+            # One that has given up its blocks meanwhile is not running any more.
+            if budget and request.blocks and self._may_score(request):
                 rows.append(self._chunk(request, budget))
                 budget -= rows[-1].num_tokens
         return budget
@@ -336,58 +310,10 @@ class Scheduler:
     def _let_go(self, request: Request) -> None:
         """Free a request's blocks, or leave them to the last launched step that names them."""
         table, request.blocks = request.blocks, []
-        last = next((one for one in reversed(self._launched) if _names(one, request)), None)
-        if last is None:
-            self.pool.free(table)
-        else:
-            last.held.append(table)
+        if self._launched.keep(request, table):
             self._coming += self.pool.num_sole(table)
-
-    def _release(self, row: Row) -> None:
-        """Give back the blocks that no later token of a row's request sees.
-
-        Only now that the row has retired: one that fails is computed again from its start.
-        """
-        request, window = row.request, self.limits.window
-        if window is None or not row.is_current:
-            return
-        end = blocks_behind(row.start + row.num_tokens, window, self.limits.block_size)
-        behind = request.release(end)
-        if request.num_launched:
-            self._launched[-1].held.append(behind)  # a launched step was told of them
         else:
-            self.pool.free(behind)
-
-    def _free_held(self, batch: Batch) -> None:
-        for table in batch.held:
             self.pool.free(table)
-        batch.held.clear()
-
-    def _publish(self, row: Row) -> None:
-        """Name the blocks that a row's tokens filled, so that others find them."""
-        request, size = row.request, self.limits.block_size
-        known = min(row.start + row.num_tokens, len(request.tokens))
-        first, full = row.start // size, known // size
-        if full > first and row.table:
-            keys = request.block_keys(full, size)
-            for index in range(first, full):
-                self.pool.publish(row.table[index], keys[index])
-
-
-def _cost(row: Row) -> float:
-    """Return what a row costs its tenant: tokens that are computed for the first time."""
-    request = row.request
-    cost = OUTPUT_COST if row.samples else 0.0
-    if request.num_charged < request.num_prompt:
-        reached = min(row.start + row.num_tokens, request.num_prompt)
-        new = max(0, reached - request.num_charged)
-        request.num_charged += new
-        cost += PROMPT_COST * new
-    return cost
-
-
-def _names(batch: Batch, request: Request) -> bool:
-    return any(row.request is request and row.epoch == request.epoch for row in batch.rows)
 
 
 def _place(row: Row) -> tuple[bool, int]:

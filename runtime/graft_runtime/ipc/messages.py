@@ -201,7 +201,7 @@ class TokenOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     is_impossible: bool = False
     """Whether the error lies in what was asked, so that asking again is pointless."""
     num_cached: int = 0
-    """Prompt tokens that did not have to be computed."""
+    """Prompt tokens that did not have to be computed; in a request's first output."""
     top_logprobs: list[list[tuple[int, float]]] | None = None
     """Per token the likeliest ones there, the best first; none that is out of the question."""
     prompt_scores: list[TokenScore] | None = None
@@ -255,6 +255,11 @@ class StepOutputs(msgspec.Struct, frozen=True, tag=True):
     """Requests that this step computes something of for the first time."""
     steps: list[StepFacts] = []
     """The steps that have ended since the last message."""
+    more_ids: list[str] = []
+    """Requests that got one token after others, and of which there is nothing else to say. They are
+    not among the outputs: a list of names and one of tokens is all that most steps have to say."""
+    more_tokens: list[int] = []
+    """What each of them got."""
 
 
 ResidencyState = Literal["registered", "loading", "resident", "failed", "removed"]

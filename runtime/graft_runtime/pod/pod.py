@@ -40,6 +40,7 @@ from graft_runtime.ipc.messages import (
     PrepareModel,
     ReleaseAdapter,
     ToEngine,
+    TokenOutput,
     ToLoader,
 )
 from graft_runtime.metrics import Metrics
@@ -240,6 +241,8 @@ class Pod:
                     self.gateway.streams.begin(request_id)
                 for output in message.outputs:
                     self.gateway.streams.deliver(output)
+                for name, token in zip(message.more_ids, message.more_tokens, strict=True):
+                    self.gateway.streams.deliver(TokenOutput(name, [token]))
                 return  # the hot path: nothing below depends on tokens
         self._publish()
 

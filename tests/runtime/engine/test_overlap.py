@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from graft_runtime.engine import engine
-from graft_runtime.engine.batch import Row
+from graft_runtime.engine.batch import Batch
 from tests.support.echo_model import next_token
 from tests.support.engine_bench import Bench
 
@@ -116,10 +116,10 @@ def test_a_step_that_cannot_be_launched_fails_only_its_culprit(
     bench.step()
     build = getattr(engine, phase)
 
-    def picky(rows: list[Row], *rest: object) -> object:
-        if any(row.request.request_id == doomed for row in rows):
+    def picky(batch: Batch, *rest: object) -> object:
+        if any(request.request_id == doomed for request in batch.requests()):
             raise RuntimeError("unfit")
-        return build(rows, *rest)
+        return build(batch, *rest)
 
     monkeypatch.setattr(engine, phase, picky)
     bench.drain()
