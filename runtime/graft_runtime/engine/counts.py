@@ -7,7 +7,8 @@ Shape legend: E changed places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 
 class CountSlots:
@@ -30,6 +31,16 @@ class CountSlots:
         self._free.sort(reverse=True)
 
 
+@dataclass
+class News:
+    """Places whose content has changed, of all requests, as parallel lists [E]."""
+
+    slots: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+
 class Counts:
     """One request's distinct tokens, each with a place, and how often its output has them."""
 
@@ -40,7 +51,7 @@ class Counts:
         self._ids = sorted(set(prompt))
         self._counts = [0] * len(self._ids)
         self._place = {id: place for place, id in enumerate(self._ids)}
-        self._news: set[int] | None = None
+        self._news: list[int] | None = None
         """Places that have changed since they were sent; None means all."""
 
     @property
@@ -64,14 +75,20 @@ class Counts:
             self._counts.append(0)
         self._counts[place] += 1
         if self._news is not None:
-            self._news.add(place)
+            self._news.append(place)
 
-    def take_news(self) -> tuple[Sequence[int], list[int], list[int]]:
-        """Return the changed places [E], their tokens [E] and counts [E]; they count as sent."""
-        places = range(len(self._ids)) if self._news is None else sorted(self._news)
-        self._news = set()
-        ids, counts = self._ids, self._counts
-        return places, [ids[place] for place in places], [counts[place] for place in places]
+    def tell(self, news: News) -> None:
+        """Add the changed places to what is sent; they count as sent."""
+        slot, ids, counts = self.slot, self._ids, self._counts
+        changed: Iterable[int] = (
+            range(len(ids)) if self._news is None else dict.fromkeys(self._news)
+        )
+        for place in changed:
+            news.slots.append(slot)
+            news.places.append(place)
+            news.ids.append(ids[place])
+            news.counts.append(counts[place])
+        self._news = []
 
     def forget(self) -> None:
         """Count nothing as sent."""

@@ -9,18 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from graft_runtime.engine.counts import Counts
+from graft_runtime.engine.counts import Counts, News
 from graft_runtime.engine.request import Request
+from graft_runtime.engine.sampling_columns import Columns, SamplingColumns
 from graft_runtime.engine.token_rules import TokenRules, as_values
 from graft_runtime.errors import PluginError
-from graft_runtime.ipc.messages import Sampling, Watermark
+from graft_runtime.ipc.messages import Watermark
 from graft_runtime.sampling.batch import (
     DeviceCall,
     Edits,
@@ -34,6 +33,9 @@ from graft_runtime.sampling.grammar import GrammarState
 from graft_runtime.sampling.interface import DeviceLogitsProcessor, HostLogitsProcessor, Row
 from graft_runtime.sampling.plugins import BoundProcessor
 
+_NOTHING: Final[IntArray] = np.zeros(0, dtype=np.int64)
+"""Stands for what is filled in step by step."""
+
 
 @dataclass(frozen=True)
 class _Fixed:
@@ -42,9 +44,13 @@ class _Fixed:
     requests: list[Request]
     batch: SamplingBatch
     """With the columns that do not change."""
-    ruled: list[tuple[int, Request, TokenRules]]
-    counted: list[tuple[int, Sampling, Counts]]
-    followed: list[tuple[int, GrammarState]]
+    num_prompt_S: IntArray
+    edited: list[tuple[int, Request, TokenRules]]
+    counted: list[Counts]
+    penalties: Penalties
+    """With the columns that do not change."""
+    followed: list[GrammarState]
+    rows_G: IntArray
     processed: list[tuple[int, Request]]
     marked: list[tuple[int, Request, Watermark]]
 
@@ -53,6 +59,7 @@ class SamplingPlanner:
     """Flattens the requests that get a token, step by step. What has not changed is kept."""
 
     def __init__(self) -> None:
+        self._columns = SamplingColumns()
         self._fixed: _Fixed | None = None
 
     def build(self, requests: list[Request]) -> SamplingBatch:
@@ -63,11 +70,11 @@ class SamplingPlanner:
         """
         fixed = self._fixed
         if fixed is None or fixed.requests != requests:  # requests compare by identity
-            fixed = self._fixed = _fixed(requests)
+            fixed = self._fixed = _fixed(requests, self._columns.of(requests))
+        lengths_S = np.array([len(one.tokens) for one in requests], dtype=np.int64)
         return replace(
             fixed.batch,
-            # `num_output`, written out: this runs for every row of every step.
-            position_S=np.array([len(one.tokens) - one.num_prompt for one in requests], np.int64),
+            position_S=lengths_S - fixed.num_prompt_S,
             edits=_edits(fixed),
             penalties=_penalties(fixed),
             masks=_masks(fixed),
@@ -81,44 +88,57 @@ def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
     return SamplingPlanner().build(list(requests))
 
 
-def _fixed(requests: list[Request]) -> _Fixed:
-    sampling = [request.sampling for request in requests]
-
-    def column(name: str, dtype: npt.DTypeLike) -> Any:
-        return np.array(list(map(attrgetter(name), sampling)), dtype=dtype)
-
+def _fixed(requests: list[Request], columns: Columns) -> _Fixed:
     batch = SamplingBatch(
-        temperature_S=column("temperature", np.float32),
-        top_k_S=column("top_k", np.int32),
-        top_p_S=column("top_p", np.float32),
-        min_p_S=column("min_p", np.float32),
-        typical_p_S=column("typical_p", np.float32),
-        seed_S=column("seed", np.uint64),
-        sample_index_S=column("sample_index", np.int64),
-        position_S=np.zeros(len(requests), dtype=np.int64),
-        wants_logprobs=any(map(attrgetter("logprobs"), sampling)),
-        num_top_S=column("top_logprobs", np.int64),
-        is_processed_S=column("processed_logprobs", np.bool_),
+        temperature_S=columns["temperature"],
+        top_k_S=columns["top_k"],
+        top_p_S=columns["top_p"],
+        min_p_S=columns["min_p"],
+        typical_p_S=columns["typical_p"],
+        seed_S=columns["seed"],
+        sample_index_S=columns["sample_index"],
+        position_S=_NOTHING,
+        wants_logprobs=bool(columns["logprobs"].any()),
+        num_top_S=columns["top_logprobs"],
+        is_processed_S=columns["processed_logprobs"],
         edits=None,
     )
     rows = list(enumerate(requests))
     ruled = [(row, one, one.rules) for row, one in rows if one.rules is not None]
+    counted = [(row, rules.counts) for row, _, rules in ruled if rules.counts is not None]
+    followed = [(row, one.grammar) for row, one in rows if one.grammar is not None]
     return _Fixed(
         requests,
         batch,
-        ruled,
-        counted=[
-            (row, one.sampling, rules.counts)
-            for row, one, rules in ruled
-            if rules.counts is not None
-        ],
-        followed=[(row, one.grammar) for row, one in rows if one.grammar is not None],
+        columns["num_prompt"],
+        edited=[(row, one, rules) for row, one, rules in ruled if rules.edits],
+        counted=[counts for _, counts in counted],
+        penalties=_no_penalties_yet([row for row, _ in counted], columns),
+        followed=[state for _, state in followed],
+        rows_G=np.array([row for row, _ in followed], dtype=np.int64),
         processed=[(row, one) for row, one in rows if one.processors],
         marked=[
             (row, one, one.sampling.watermark)
             for row, one in rows
             if one.sampling.watermark is not None
         ],
+    )
+
+
+def _no_penalties_yet(rows: list[int], columns: Columns) -> Penalties:
+    """Return what penalised rows ask for, and nothing of their tokens."""
+    rows_Q = np.array(rows, dtype=np.int64)
+    return Penalties(
+        rows_Q=rows_Q,
+        slots_Q=_NOTHING,
+        sizes_Q=_NOTHING,
+        repetition_Q=columns["repetition_penalty"][rows_Q],
+        presence_Q=columns["presence_penalty"][rows_Q],
+        frequency_Q=columns["frequency_penalty"][rows_Q],
+        changed_slots_E=_NOTHING,
+        changed_places_E=_NOTHING,
+        changed_ids_E=_NOTHING,
+        changed_counts_E=_NOTHING,
     )
 
 
@@ -153,22 +173,19 @@ def _watermarked(fixed: _Fixed) -> Iterator[WatermarkedRow]:
 
 def _masks(fixed: _Fixed) -> TokenMasks | None:
     """Return which tokens the requests' grammars allow next; None when nobody has one."""
-    if not fixed.followed:
-        return None
-    states = [state for _, state in fixed.followed]
-    rows_G = np.array([row for row, _ in fixed.followed], dtype=np.int64)
-    return TokenMasks(rows_G, states[0].vocabulary.fill(states))
+    states = fixed.followed
+    return TokenMasks(fixed.rows_G, states[0].vocabulary.fill(states)) if states else None
 
 
 def _edits(fixed: _Fixed) -> Edits | None:
     """Return what the requests' rules come to in this step; None when nothing."""
-    ruled = fixed.ruled
+    edited = fixed.edited
     hosted = [(row, bias) for row, one in fixed.processed for bias in _host_biases(one)]
-    if not ruled and not hosted:
+    if not edited and not hosted:
         return None
-    biases = [(row, rules.bias(one.tokens, one.num_output)) for row, one, rules in ruled]
+    biases = [(row, rules.bias(one.tokens, one.num_output)) for row, one, rules in edited]
     bias = [(row, *as_values(each)) for row, each in biases + hosted if each]
-    allowed = [(row, rules.allowed_ids) for row, _, rules in ruled if _limits(rules)]
+    allowed = [(row, rules.allowed_ids) for row, _, rules in edited if _limits(rules)]
     return Edits(
         bias_rows_B=_rows([(row, len(ids)) for row, ids, _ in bias]),
         bias_ids_B=_joined([ids for _, ids, _ in bias]),
@@ -183,26 +200,18 @@ def _penalties(fixed: _Fixed) -> Penalties | None:
     counted = fixed.counted
     if not counted:
         return None
-    slots = [counts.slot for _, _, counts in counted]
-    news = [counts.take_news() for _, _, counts in counted]
-    values = [
-        (one.repetition_penalty, one.presence_penalty, one.frequency_penalty)
-        for _, one, _ in counted
-    ]
-    columns_3Q = np.array(values, dtype=np.float32).T.copy()
-    return Penalties(
-        rows_Q=np.array([row for row, _, _ in counted], dtype=np.int64),
-        slots_Q=np.array(slots, dtype=np.int64),
-        sizes_Q=np.array([counts.size for _, _, counts in counted], dtype=np.int64),
-        repetition_Q=columns_3Q[0],
-        presence_Q=columns_3Q[1],
-        frequency_Q=columns_3Q[2],
-        changed_slots_E=_rows(
-            list(zip(slots, [len(places) for places, _, _ in news], strict=True))
-        ),
-        changed_places_E=_flat([places for places, _, _ in news]),
-        changed_ids_E=_flat([ids for _, ids, _ in news]),
-        changed_counts_E=_flat([counts for _, _, counts in news]),
+    slots = [counts.slot for counts in counted]
+    news = News()
+    for counts in counted:
+        counts.tell(news)
+    return replace(
+        fixed.penalties,
+        slots_Q=_column(slots),
+        sizes_Q=_column([counts.size for counts in counted]),
+        changed_slots_E=_column(news.slots),
+        changed_places_E=_column(news.places),
+        changed_ids_E=_column(news.ids),
+        changed_counts_E=_column(news.counts),
     )
 
 
@@ -215,8 +224,8 @@ def _rows(lengths: Sequence[tuple[int, int]]) -> IntArray:
     return np.repeat(rows, np.array([length for _, length in lengths], dtype=np.int64))
 
 
-def _flat(parts: Sequence[Sequence[int]]) -> IntArray:
-    return np.array(list(chain.from_iterable(parts)), dtype=np.int64)
+def _column(numbers: list[int]) -> IntArray:
+    return np.array(numbers, dtype=np.int64)
 
 
 def _joined(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike = np.int64) -> Any:

@@ -43,6 +43,8 @@ class TokenRules:
                 self._bias[word[0]] = FORBIDDEN
         self._early = dict.fromkeys(stop_ids, FORBIDDEN)
         self._counts = Counts(prompt, slots) if sampling.penalises else None
+        self.edits = has_edits(sampling)
+        """Whether it may change single tokens' logits; penalties alone do not."""
 
     @classmethod
     def of(
@@ -53,13 +55,7 @@ class TokenRules:
         slots: CountSlots,
     ) -> TokenRules | None:
         """Return a request's rules, or None when it has none. Arguments as of the constructor."""
-        has_rules = (
-            sampling.penalises
-            or sampling.logit_bias
-            or sampling.bad_words
-            or sampling.allowed_token_ids is not None
-            or sampling.min_tokens > 0
-        )
+        has_rules = sampling.penalises or has_edits(sampling)
         return cls(sampling, prompt, stop_ids, slots) if has_rules else None
 
     def add(self, token_id: int) -> None:
@@ -98,6 +94,16 @@ class TokenRules:
         """Let another request have the place on the device."""
         if self._counts is not None:
             self._counts.release()
+
+
+def has_edits(sampling: Sampling) -> bool:
+    """Tell whether a bias, a ban or an allowed set is asked for."""
+    return bool(
+        sampling.logit_bias
+        or sampling.bad_words
+        or sampling.allowed_token_ids is not None
+        or sampling.min_tokens > 0
+    )
 
 
 def as_values(bias: dict[int, float]) -> tuple[IntArray, FloatArray]:

@@ -91,6 +91,12 @@ def test_a_request_without_rules_has_none() -> None:
     assert build_sampling([request(), request()]).edits is None
 
 
+def test_penalties_alone_edit_no_single_token() -> None:
+    made = build_sampling([request(repetition_penalty=1.3), request(presence_penalty=0.5)])
+    assert made.edits is None
+    assert made.penalties is not None
+
+
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
 def test_the_repetition_penalty_is_transformers(penalty: float) -> None:
     logits = random_logits(1)
