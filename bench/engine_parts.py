@@ -6,7 +6,6 @@ import asyncio
 import ctypes
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import httpx
 import torch
 from torch.nn import functional
 
+from graft_operator.cluster.ports import free_ports
 from graft_protocol.config import RuntimeConfig
 from graft_protocol.desired import AdapterEntry, build_shards, shard_key
 from graft_protocol.digest import FileRecord, manifest_digest
@@ -83,7 +83,7 @@ async def serve(
     A cache that is given outlives the server: the next one finds adapters there.
     """
     root = Path(tempfile.mkdtemp(prefix="graft-"))
-    ports = _free_ports(3)
+    ports = free_ports(3)
     config = RuntimeConfig.model_validate(
         {
             "service": {"namespace": "default", "name": "bench"},
@@ -147,16 +147,6 @@ def entry(name: str, folder: Path) -> AdapterEntry:
     revision = pinned_revision("default", name, digest)
     uri = folder.resolve().as_uri()
     return AdapterEntry(revision=revision, served_name=name, uri=uri, digest=digest)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @dataclass(frozen=True)

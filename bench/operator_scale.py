@@ -38,7 +38,7 @@ from e2e.cluster.processes import wait_until
 from e2e.cluster.tools import Kubectl
 from e2e.kubeconfigs import account_kubeconfig, admin_kubeconfig
 from e2e.release import CHART
-from graft_operator.cluster.local_deployment import free_port
+from graft_operator.cluster.ports import free_port
 from tests.support.fake_runtime import digest_of
 from tests.support.kube_manifests import API_VERSION
 from tests.support.loopback_node import loopback_node

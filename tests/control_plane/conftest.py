@@ -22,7 +22,7 @@ from e2e.cluster.clusters import Cluster
 from e2e.cluster.tools import Kubectl
 from e2e.kubeconfigs import account_kubeconfig, admin_kubeconfig
 from e2e.release import CHART
-from graft_operator.cluster.local_deployment import free_port
+from graft_operator.cluster.ports import free_port
 from graft_operator.settings import OperatorSettings
 from tests.support.kube_operator import OperatorThread
 from tests.support.loopback_node import LoopbackNode, loopback_node

@@ -6,13 +6,14 @@ ranges) in each one's own dialect, and remembers who asked.
 
 import hashlib
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from tests.support.server_thread import serving
 
 DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 Dialect = Callable[[Mapping[str, bytes], str], bytes]
@@ -41,14 +42,8 @@ def serve_buckets() -> Iterator[BucketServer]:
     buckets = BucketServer()
     server = _Server(buckets)
     buckets.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
+    with serving(server):
         yield buckets
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Server(ThreadingHTTPServer):

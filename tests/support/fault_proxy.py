@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from tests.support.server_thread import serving
+
 XML_ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
 
 
@@ -61,15 +63,11 @@ def spoil(upstream: str) -> Iterator[FaultProxy]:
     proxy = FaultProxy()
     server = _Server(proxy, urlsplit(upstream).netloc)
     proxy.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        proxy.ending.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(server):
+        try:
+            yield proxy
+        finally:
+            proxy.ending.set()
 
 
 class _Server(ThreadingHTTPServer):

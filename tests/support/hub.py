@@ -6,13 +6,14 @@ Large files are answered with a redirect to the storage host, a server of its ow
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support.server_thread import serving
 
 LARGE_BYTES = 1000
 """Files from this size on lie on the storage host."""
@@ -73,14 +74,8 @@ def serve_hub() -> Iterator[Hub]:
 @contextmanager
 def _running(hub: Hub, handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     server = _Server(hub, handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
+    with serving(server):
         yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Server(ThreadingHTTPServer):

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from graft_operator.cluster.local_deployment import free_port
 from graft_operator.cluster.mounts import Ports, mount_all
+from graft_operator.cluster.ports import free_ports
 from graft_operator.errors import NotFoundError
 from graft_operator.resources.meta import Manifest, ObjectKey
 from graft_protocol.naming import PodPaths
@@ -103,7 +103,7 @@ class KubeNode:
 
     def _create_pod(self, name: str, deployment: Json, owner: Json) -> None:
         template = deployment["spec"]["template"]
-        ports = Ports(free_port(), free_port(), free_port())
+        ports = Ports(*free_ports(3))
         numbers = {"http": ports.http, "internal": ports.internal}
         container = {
             **template["spec"]["containers"][0],

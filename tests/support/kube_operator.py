@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from graft_operator.cluster.local_deployment import free_port
+from graft_operator.cluster.ports import free_port
 from graft_operator.handlers.operator import run_operator
 from graft_operator.settings import OperatorSettings
 from tests.support.kube_api import KubeApi

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from graft_operator.cluster.ports import free_ports
 from graft_protocol.config import RuntimeConfig
 from graft_protocol.desired import AdapterEntry, build_shards, shard_key
 from graft_protocol.digest import FileRecord, is_adapter_file, manifest_digest
@@ -166,7 +166,7 @@ async def run_pod(
         settings: Sections of `RuntimeConfig`: ``engine={...}``, ``adapters={...}``.
     """
     root = Path(tempfile.mkdtemp(prefix="graft-"))  # short: unix sockets lie below it
-    port, grpc_port, internal_port = _free_ports(3)
+    port, grpc_port, internal_port = free_ports(3)
     ports = {"port": port, "grpcPort": grpc_port, "internalPort": internal_port}
     config = RuntimeConfig.model_validate(
         {
@@ -219,16 +219,6 @@ def lay_out(root: Path, config: RuntimeConfig, cache_dir: Path | None = None) ->
     paths.config_file.write_text(config.to_json())  # JSON is YAML
     paths.token_file.write_text(TOKEN)
     return paths
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def entry_for(

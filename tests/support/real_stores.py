@@ -18,6 +18,8 @@ from pathlib import Path
 import obstore
 from obstore.store import AzureStore, S3Store
 
+from graft_operator.cluster.ports import free_port
+
 FOLDER = Path(__file__).parents[2] / "build/stores"
 AMAZON = FOLDER / "minio"
 GOOGLE = FOLDER / "fake-gcs-server"
@@ -33,7 +35,7 @@ _VERSION = "2021-12-02"
 def serve_amazon(folder: Path, bucket: str, objects: Mapping[str, bytes]) -> Iterator[str]:
     """Run a server that holds objects in one bucket, by key; yield its endpoint."""
     (folder / "data" / bucket).mkdir(parents=True)
-    port = _free_port()
+    port = free_port()
     command = [str(AMAZON), "server", str(folder / "data"), "--address", f"127.0.0.1:{port}"]
     keys = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
     quiet = {"MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
@@ -59,7 +61,7 @@ def serve_google(folder: Path, objects: Mapping[str, bytes]) -> Iterator[str]:
         path = folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
-    port = _free_port()
+    port = free_port()
     flags = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
     named = ["-public-host", f"127.0.0.1:{port}", "-data", str(folder)]
     with _running([str(GOOGLE), *flags, *named], {}, folder.with_suffix(".log")):
@@ -70,7 +72,7 @@ def serve_google(folder: Path, objects: Mapping[str, bytes]) -> Iterator[str]:
 @contextmanager
 def serve_azure(folder: Path, container: str, objects: Mapping[str, bytes]) -> Iterator[str]:
     """Run a server that holds objects in one container, by key; yield its endpoint."""
-    port = _free_port()
+    port = free_port()
     node = shutil.which("node") or "node"
     flags = ["--inMemoryPersistence", "--skipApiVersionCheck", "--silent"]
     place = ["--blobHost", "127.0.0.1", "--blobPort", str(port)]
@@ -105,11 +107,6 @@ def _running(command: list[str], environment: Mapping[str, str], log: Path) -> I
     finally:
         process.kill()
         process.wait(_PATIENCE_SECONDS)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def _wait_for(port: int) -> None:

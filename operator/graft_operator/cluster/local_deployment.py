@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import json
 import shutil
-import socket
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from graft_operator.cluster.base import Change
 from graft_operator.cluster.local_pod import LocalPod, PodSpec
 from graft_operator.cluster.mounts import Ports, references
+from graft_operator.cluster.ports import free_ports
 from graft_operator.cluster.store import ObjectStore
 from graft_operator.errors import LocalModeError
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
@@ -108,9 +108,10 @@ class PodHost:
     def _ports_of(self, name: str) -> Ports:
         """Return a pod's ports; its successor gets them again, so that addresses stay."""
         if name not in self._ports:
-            http = self._next_port or free_port()
-            self._next_port += 1 if self._next_port else 0
-            self._ports[name] = Ports(http, free_port(), free_port())
+            http, grpc, internal = free_ports(3)
+            if self._next_port:
+                http, self._next_port = self._next_port, self._next_port + 1
+            self._ports[name] = Ports(http, grpc, internal)
         return self._ports[name]
 
 
@@ -266,13 +267,6 @@ def pod_manifest(pod: LocalPod, owner_uid: str) -> Manifest:
             ],
         },
     }
-
-
-def free_port() -> int:
-    """Return a port on 127.0.0.1 that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _template_hash(template: Any) -> str:

@@ -15,7 +15,7 @@ from graft_operator.cluster.store import timestamp
 from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE, LABEL_CONTENT
 from graft_operator.reconcile.adapter import reconcile_adapter
 from graft_operator.reconcile.cache import ObjectCache, service_of
-from graft_operator.reconcile.namespaces import NamespaceReader
+from graft_operator.reconcile.namespaces import namespace_reader
 from graft_operator.reconcile.news import (
     changed_revisions,
     changed_shards,
@@ -24,7 +24,7 @@ from graft_operator.reconcile.news import (
 )
 from graft_operator.reconcile.pods import Endpoint, PodPoller, ReportChange
 from graft_operator.reconcile.queue import Backoff, WorkQueue
-from graft_operator.reconcile.secrets import SecretReader, as_api_keys, as_credential
+from graft_operator.reconcile.secrets import as_api_keys, as_credential, secret_reader
 from graft_operator.reconcile.service import reconcile_service
 from graft_operator.reconcile.world import Decision, World, incarnation_of, is_ready, pod_url
 from graft_operator.render.common import label_value
@@ -66,9 +66,9 @@ class Controller:
             cluster=cluster,
             cache=self.cache,
             poller=self.poller,
-            secrets=SecretReader(cluster, secret_ttl_seconds, as_credential),
-            api_keys=SecretReader(cluster, secret_ttl_seconds, as_api_keys),
-            namespaces=NamespaceReader(cluster, secret_ttl_seconds),
+            secrets=secret_reader(cluster, secret_ttl_seconds, as_credential),
+            api_keys=secret_reader(cluster, secret_ttl_seconds, as_api_keys),
+            namespaces=namespace_reader(cluster, secret_ttl_seconds),
             settings=settings,
             now=timestamp,
             enqueue=self.queue.add,

@@ -6,12 +6,12 @@ or at once where the cluster tells of it (`invalidate`).
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from graft_operator.cluster.base import Cluster
 from graft_operator.errors import ForbiddenError, InvalidManifestError
+from graft_operator.reconcile.read_through import ReadThrough
 from graft_operator.resources.api_keys import parse_api_keys
 from graft_operator.resources.credentials import parse_credential
 from graft_operator.resources.meta import Manifest, ObjectKey
@@ -41,60 +41,32 @@ def as_api_keys(secret: Manifest) -> SecretView:
     return SecretView(key_hashes=parse_api_keys(secret))
 
 
-class SecretReader:
-    """Reads each Secret at most once per `ttl_seconds`."""
+SecretReader = ReadThrough[SecretName, SecretView]
+"""Reads Secrets when a spec refers to them."""
 
-    def __init__(
-        self,
-        cluster: Cluster,
-        ttl_seconds: float,
-        understand: Callable[[Manifest], SecretView],
-    ) -> None:
-        """Make a reader.
 
-        Args:
-            cluster: Is read from.
-            ttl_seconds: How long a Secret is remembered.
-            understand: Makes a view of a stored Secret, or raises `InvalidManifestError`.
-        """
-        self._cluster = cluster
-        self._understand = understand
-        self.ttl_seconds = ttl_seconds
-        self._views: dict[SecretName, tuple[float, SecretView]] = {}
+def secret_reader(
+    cluster: Cluster, ttl_seconds: float, understand: Callable[[Manifest], SecretView]
+) -> SecretReader:
+    """Make a reader of Secrets.
 
-    def invalidate(self, name: SecretName) -> None:
-        """Forget a Secret."""
-        self._views.pop(name, None)
+    Args:
+        cluster: Is read from; what it raises when it does not answer reaches whoever asked.
+        ttl_seconds: How long a Secret is remembered.
+        understand: Makes a view of a stored Secret, or raises `InvalidManifestError`.
+    """
 
-    async def read_all(self, names: Iterable[SecretName]) -> dict[SecretName, SecretView]:
-        """Return each Secret.
-
-        Raises:
-            ClusterError: The cluster did not answer; nothing is known then.
-        """
-        unique = sorted(set(names))
-        views = await asyncio.gather(*(self._read(name) for name in unique))
-        return dict(zip(unique, views, strict=True))
-
-    async def _read(self, name: SecretName) -> SecretView:
-        now = asyncio.get_running_loop().time()
-        known = self._views.get(name)
-        if known is not None and known[0] > now:
-            return known[1]
-        view = await self._fetch(name)
-        # A Secret that cannot be used is looked at again each time: its owner is mending it.
-        if not view.problem:
-            self._views[name] = (now + self.ttl_seconds, view)
-        return view
-
-    async def _fetch(self, name: SecretName) -> SecretView:
+    async def fetch(name: SecretName) -> SecretView:
         try:
-            stored = await self._cluster.get(ObjectKey("Secret", *name))
+            stored = await cluster.get(ObjectKey("Secret", *name))
         except ForbiddenError:
             return SecretView(problem="the operator may not read it")
         if stored is None:
             return SecretView(problem="does not exist")
         try:
-            return self._understand(stored)
+            return understand(stored)
         except InvalidManifestError as error:
             return SecretView(problem=str(error))
+
+    # A Secret that cannot be used is looked at again each time: its owner is mending it.
+    return ReadThrough(fetch, ttl_seconds, keeps=lambda view: not view.problem)

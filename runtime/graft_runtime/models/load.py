@@ -99,15 +99,7 @@ def _load_foreign(
     foreign = load_foreign_model(model_dir, arch, dtype, device)
     on_progress(num_bytes, num_bytes)
     own = own_logits(foreign, arch, kv, device)
-    paged = PagedKv(
-        num_layers=arch.num_layers,
-        num_blocks=kv.num_blocks,
-        block_size=kv.block_size,
-        kv_heads=arch.num_kv_heads,
-        head_dim=arch.head_dim,
-        dtype=dtype,
-        device=device,
-    )
+    paged = PagedKv.of(arch, kv, dtype, device)
     traits = AttentionTraits(arch.attention_scale, arch.windows, arch.attention_softcap)
     model = TransformersModel(
         foreign, arch, attention=attention(paged, traits), lora=lora, kv=paged

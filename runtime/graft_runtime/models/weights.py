@@ -70,15 +70,7 @@ def load_decoder(
         lm_head = loader.lm_head(embedding_VH)
         _refuse_leftovers(checkpoint, arch)
         on_progress(checkpoint.num_bytes, checkpoint.num_bytes)
-    paged = PagedKv(
-        num_layers=arch.num_layers,
-        num_blocks=kv.num_blocks,
-        block_size=kv.block_size,
-        kv_heads=arch.num_kv_heads,
-        head_dim=arch.head_dim,
-        dtype=dtype,
-        device=device,
-    )
+    paged = PagedKv.of(arch, kv, dtype, device)
     return Decoder(
         arch=arch,
         embedding_VH=embedding_VH,

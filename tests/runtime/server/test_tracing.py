@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -19,6 +18,7 @@ from graft_runtime.metrics import Metrics
 from graft_runtime.server.app import create_app
 from graft_runtime.server.tracing import NoTracer, SpanTracer, start_tracer
 from tests.support.fake_backend import ADAPTER, FakeBackend
+from tests.support.server_thread import serving
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -52,14 +52,10 @@ class Collector:
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     collector = Collector()
-    thread = threading.Thread(target=collector.server.serve_forever)
-    thread.start()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
-    yield collector
-    collector.server.shutdown()
-    thread.join()
-    collector.server.server_close()
+    with serving(collector.server):
+        yield collector
 
 
 async def complete(backend: FakeBackend, metrics: Metrics, **body: object) -> None:

@@ -1,6 +1,5 @@
 import os
 import ssl
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,7 @@ from graft_runtime.sources.ambient import read_ambient
 from graft_runtime.sources.base import Source
 from graft_runtime.sources.endpoints import SourcePolicy
 from graft_runtime.sources.factory import open_source
+from tests.support.server_thread import serving
 from tests.support.tls import authority, make_certificate
 
 LISTING = b"""<?xml version="1.0"?>
@@ -85,12 +85,8 @@ def serve(certificate: Path | None) -> Iterator[Store]:
         context.load_cert_chain(certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
     store.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield store
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield store
 
 
 @pytest.fixture(scope="module")

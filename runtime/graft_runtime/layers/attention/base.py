@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -82,6 +82,21 @@ class PagedKv:
         self._each = (block_size, kv_heads, head_dim)
         self._options = _Options(dtype, device)
         self._hold(self._allocate(num_blocks))
+
+    @classmethod
+    def of(
+        cls, arch: CachedModel, layout: KvLayout, dtype: torch.dtype, device: torch.device
+    ) -> Self:
+        """Make the cache that a model needs."""
+        return cls(
+            num_layers=arch.num_layers,
+            num_blocks=layout.num_blocks,
+            block_size=layout.block_size,
+            kv_heads=arch.num_kv_heads,
+            head_dim=arch.head_dim,
+            dtype=dtype,
+            device=device,
+        )
 
     def resize(self, num_blocks: int) -> None:
         """Become a cache of another size, all zeros. Who holds this cache sees the new one."""
