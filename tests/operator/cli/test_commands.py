@@ -169,7 +169,8 @@ def test_up_gives_up_when_told_to_and_says_what_is_not_ready(tmp_path: Path) -> 
     write_documents(tmp_path, service_document(), stuck)
     done = graft(tmp_path, "up", str(tmp_path), "--timeout", "3")
     assert done.returncode == 1
-    assert "lora/stuck: not Ready: SourceNotFound" in done.stdout
+    # Which reason it is by then depends on how far the pod came in so short a time.
+    assert "lora/stuck: not Ready: " in done.stdout
     assert "not everything is Ready after 3 s" in done.stdout
     assert pids_of(tmp_path) == []
 
