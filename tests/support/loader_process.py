@@ -27,6 +27,7 @@ from graft_runtime.ipc.messages import (
     ToLoader,
 )
 from graft_runtime.settings import LoaderChildSettings
+from tests.support.obey_modes import obey_modes
 from tests.support.s3 import S3
 from tests.support.spoiled_adapters import CONFIG, WEIGHTS
 
@@ -141,7 +142,11 @@ async def run_loader_here(
 
 @asynccontextmanager
 async def run_loader_process(
-    folder: Path, *, environment: dict[str, str] | None = None, **settings: Any
+    folder: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    obeys_modes: bool = False,
+    **settings: Any,
 ) -> AsyncIterator[LoaderProcess]:
     """Run a loader for the length of a with statement; its cache and keys lie in `folder`."""
     told = loader_told(folder, settings)
@@ -156,6 +161,7 @@ async def run_loader_process(
         str(settings_file),
         env=environment,
         stderr=asyncio.subprocess.PIPE,
+        preexec_fn=obey_modes if obeys_modes else None,
     )
     loader = LoaderProcess(folder, process, channel)
     try:

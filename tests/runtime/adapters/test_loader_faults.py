@@ -6,6 +6,7 @@ import pytest
 from graft_protocol.reasons import Reason
 from graft_runtime.ipc.messages import (
     AdapterRefused,
+    ModelPrepared,
     PrepareAdapter,
     ReleaseAdapter,
 )
@@ -47,6 +48,35 @@ async def test_a_killed_loader_leaves_a_cache_that_the_next_one_can_use(
         assert list((folder / "cache" / "tmp").iterdir()) == []
         await loader.prepare_model(base_model.as_uri())
         prepared(await loader.prepare(REVISION, peft_adapter.as_uri()))
+
+
+async def test_a_cache_that_became_read_only_serves_what_it_holds_until_it_takes_more(
+    folder: Path, base_model: Path, peft_adapter: Path, tmp_path: Path
+) -> None:
+    other = with_config(peft_adapter, tmp_path / "other", lora_alpha=3)
+    async with run_loader_process(folder) as loader:
+        model = await loader.prepare_model(base_model.as_uri())
+        first = prepared(await loader.prepare("team-a/held@0", peft_adapter.as_uri()))
+    assert isinstance(model, ModelPrepared)
+    (folder / "s").unlink(missing_ok=True)
+    places = [folder / "cache", *(path for path in (folder / "cache").rglob("*") if path.is_dir())]
+    try:
+        for place in places:
+            place.chmod(0o500)
+        async with run_loader_process(folder, obeys_modes=True) as loader:
+            again = await loader.prepare_model("file:///nowhere", digest=model.digest)
+            assert isinstance(again, ModelPrepared), again
+            held = await loader.prepare("team-a/held@0", "file:///nowhere", digest=first.digest)
+            assert prepared(held).path == first.path
+            reason, message = refusal(await loader.prepare("team-a/new@0", other.as_uri()))
+            assert reason == Reason.CACHE_FULL
+            assert "may not be written" in message
+            for place in places:
+                place.chmod(0o700)
+            prepared(await loader.prepare("team-a/new@0", other.as_uri()))
+    finally:
+        for place in places:
+            place.chmod(0o700)
 
 
 async def test_a_slow_source_does_not_hold_up_another(
