@@ -90,11 +90,10 @@ class Channel(Generic[In, Out]):
         messages: list[In] = []
         if timeout != 0 and not self._socket.poll(timeout):
             return messages
-        while True:
-            try:
-                messages.append(self._decoder.decode(self._socket.recv(zmq.NOBLOCK)))
-            except zmq.Again:
-                return messages
+        # Asking first costs half of what the exception does that says that there is none.
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            messages.append(self._decoder.decode(self._socket.recv(zmq.NOBLOCK)))
+        return messages
 
     def close(self) -> None:
         """Close this end after handing over what is queued."""
