@@ -28,6 +28,7 @@ from bench.engine_parts import Machine, Server, measure_machine, serve
 PROMPT = NEW = 128
 HOST_REQUESTS, HOST_ADAPTERS, HOST_NEW = 256, 64, 64
 HISTOGRAM = 'graft_engine_host_seconds_bucket{le="'
+STEPS = "graft_engine_host_seconds_count"
 
 
 @dataclass
@@ -123,7 +124,10 @@ async def rates(arguments: argparse.Namespace, machine: Machine, folder: Path) -
 
 
 async def host_case(arguments: argparse.Namespace, folder: Path) -> None:
-    """Print the host time per step with many requests, adapters and ways of sampling."""
+    """Print the host time per step with many requests, adapters and ways of sampling.
+
+    It is processor time; what the loop waited for a core while others had them is told beside it.
+    """
     model = make_checkpoint(folder / "model", SMALL)
     adapters = {
         f"a{number}": make_adapter(folder / f"a{number}", SMALL, number)
@@ -157,11 +161,16 @@ async def host_case(arguments: argparse.Namespace, folder: Path) -> None:
         print(f"{HOST_ADAPTERS} adapters loaded in {time.perf_counter() - begin:.1f} s", flush=True)
         await generate(server, bodies[:16])
         for _ in range(arguments.repeats):
-            before = await server.metrics()
+            before, waited = await server.metrics(), server.engine_wait_seconds()
             run = await generate(server, bodies)
-            host = host_times(before, await server.metrics())
+            after, waited = await server.metrics(), server.engine_wait_seconds() - waited
+            steps = after[STEPS] - before.get(STEPS, 0.0)
             print(f"{HOST_REQUESTS} requests over {HOST_ADAPTERS} adapters: {run.rate:.0f} tok/s;")
-            print(f"  host per step {host}", flush=True)
+            print(
+                f"  host per step {host_times(before, after)};"
+                f" beside that it waited {1e3 * waited / steps:.2f} ms for a core on average",
+                flush=True,
+            )
 
 
 def host_times(before: dict[str, float], after: dict[str, float]) -> str:

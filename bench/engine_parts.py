@@ -47,6 +47,16 @@ class Server:
         lines = (line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in lines}
 
+    def engine_wait_seconds(self) -> float:
+        """Return how long the engine's own loop has waited for a core since its start (Linux)."""
+        process = Path("/proc")
+        children = (process / f"{self.pid}/task/{self.pid}/children").read_text().split()
+        commands = {one: (process / one / "cmdline").read_bytes().split(b"\0") for one in children}
+        (engine,) = (one for one, command in commands.items() if b"engine" in command)
+        # Nanoseconds on a core, nanoseconds of waiting for one, and turns.
+        columns = (process / f"{engine}/task/{engine}/schedstat").read_text().split()
+        return int(columns[1]) / 1e9
+
     async def desire(self, entries: Iterable[AdapterEntry]) -> None:
         """Change the set of adapters, as the kubelet would show the change."""
         version = Path(tempfile.mkdtemp(prefix="..v", dir=self.adapters_dir))
