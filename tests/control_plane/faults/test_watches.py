@@ -94,6 +94,10 @@ def break_and_change(stand: Stand, kind: Kind, how: Breakage, number: int) -> No
     rule = Rule(Break(how), ("watch",), kind.plural, times=1)
     stand.proxy.play(rule)
     stand.survive(lambda: rule.hits, f"{how} on {kind.plural}")
+    if kind.name == "Pod" and how is Breakage.GONE:
+        # What is deleted before the list that follows is an audit's to find, and there is none.
+        opened = stand.proxy.counts["watch pods"]
+        stand.survive(lambda: stand.proxy.counts["watch pods"] > opened, "the watch to begin anew")
     effect = change(stand, kind, number)
     codes = stand.survive(effect, f"{how} on {kind.plural} to be got over")
     assert all(code == 1 for code in codes), codes
