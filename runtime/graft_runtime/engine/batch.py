@@ -131,12 +131,6 @@ class Batch:
         ended = [request for request in self.decodes.requests if request.has_ended]
         return ended + [row.request for row in self.others if row.request.has_ended]
 
-    def tables(self) -> Iterator[tuple[Request, list[int]]]:
-        """Iterate over the requests with their tables, in the order of the rows."""
-        yield from zip(self.decodes.requests, self.decodes.tables, strict=True)
-        for row in self.others:
-            yield row.request, row.table
-
     def names(self, request: Request) -> bool:
         """Tell whether a row is the request's, from since it was last preempted."""
         decodes = self.decodes

@@ -14,7 +14,7 @@ block ids of all rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final
@@ -26,6 +26,7 @@ from graft_runtime.engine.request import Request
 from graft_runtime.engine.sampling_plan import SamplingPlanner
 from graft_runtime.sampling.batch import FloatArray, IntArray, SamplingBatch
 
+_known_ids = attrgetter("block_ids")
 _rope_variant = attrgetter("rope_variant")
 _NOTHING: Final[IntArray] = np.zeros(0, dtype=np.int64)
 
@@ -122,7 +123,7 @@ def build_plan(batch: Batch, block_size: int) -> StepPlan:
 
 def _plan_of_decodes(decodes: Decodes, block_size: int) -> StepPlan:
     """Return what `_plan_of_any` would; most steps are of this kind, and much of it is known."""
-    block_starts, block_ids_N = _block_tables(zip(decodes.requests, decodes.tables, strict=True))
+    block_starts, block_ids_N = _block_tables(decodes.requests, decodes.tables)
     positions_T = decodes.starts_D
     block_R, offset_R = np.divmod(positions_T, block_size)
     token_ids_T, carried_C, carried_from_C = _tokens(decodes, ())
@@ -153,7 +154,9 @@ def _plan_of_any(batch: Batch, block_size: int) -> StepPlan:
     counts = _joined(np.ones(num_decodes, dtype=np.int64), [row.num_tokens for row in others])
     computed = _joined(decodes.starts_D, [row.start for row in others])
     query_starts = _starts(counts)
-    block_starts, block_ids_N = _block_tables(batch.tables())
+    requests = list(batch.requests())
+    tables = [*decodes.tables, *(row.table for row in others)]
+    block_starts, block_ids_N = _block_tables(requests, tables)
     positions_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - computed, counts)
     block_index_T = np.repeat(block_starts[:-1], counts) + positions_T // block_size
     sampled = [at for at, row in enumerate(others, num_decodes) if row.samples]
@@ -172,7 +175,7 @@ def _plan_of_any(batch: Batch, block_size: int) -> StepPlan:
         block_starts=block_starts,
         block_ids_N=block_ids_N,
         adapter_slots_R=np.array([*decodes.slots, *(row.slot for row in others)], dtype=np.int64),
-        rope_variants_R=np.array(list(map(_rope_variant, batch.requests())), dtype=np.int64),
+        rope_variants_R=np.array(list(map(_rope_variant, requests)), dtype=np.int64),
         logits_rows_L=query_starts[1:][_joined(np.arange(num_decodes), sampled)] - 1,
         prompt_rows_P=prompt_rows_P,
         prompt_targets_P=prompt_targets_P,
@@ -223,15 +226,11 @@ def _tokens(decodes: Decodes, others: Sequence[Row]) -> tuple[IntArray, IntArray
     return _joined(tokens_D, tokens), _joined(carried_D, carried), _joined(from_D, froms)
 
 
-def _block_tables(tables: Iterable[tuple[Request, list[int]]]) -> tuple[IntArray, IntArray]:
+def _block_tables(requests: list[Request], tables: list[list[int]]) -> tuple[IntArray, IntArray]:
     """Return where each row's blocks begin [R + 1], and all rows' blocks [N]."""
-    parts: list[IntArray] = []
-    for request, table in tables:
-        # Tables only grow, so the last one that was flattened may still do.
-        known = request.block_ids
-        if known is None or known[0] is not table or len(known[1]) != len(table):
-            known = table, _block_ids(request, table)
-        parts.append(known[1])
+    parts = list(map(_known_ids, requests))
+    for row in [row for row, part in enumerate(parts) if part is None]:
+        parts[row] = _block_ids(requests[row], tables[row])
     return _starts(np.array(list(map(len, parts)), dtype=np.int64)), np.concatenate(parts)
 
 
@@ -245,7 +244,7 @@ def _block_ids(request: Request, table: list[int]) -> IntArray:
     num_released = request.num_released
     if num_released:
         ids[:num_released] = ids[num_released]
-    request.block_ids = table, ids
+    request.block_ids = ids
     return ids
 
 

@@ -83,8 +83,8 @@ class Request:
     has_ended: bool = False
     """Whether nothing more is to be said to its client."""
 
-    block_ids: tuple[list[int], IntArray] | None = None
-    """The table that was last flattened for a plan, and what came of it; see `build_plan`."""
+    block_ids: IntArray | None = None
+    """The table as the last plan had it, see `build_plan`; None once the table has changed."""
 
     prompt_scores: list[TokenScore] = field(default_factory=list)
     """Of the prompt's second token and those after it, as far as known."""
@@ -162,7 +162,7 @@ class Request:
 
     def take(self, found: list[int], new: list[int]) -> None:
         """Begin a table with what the prefix cache had, and blocks for what is to be computed."""
-        self.blocks = found + new
+        self.blocks, self.block_ids = found + new, None
         self.num_released = found.count(RELEASED)
 
     def release(self, end: int) -> list[int]:

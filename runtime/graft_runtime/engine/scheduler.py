@@ -285,6 +285,7 @@ class Scheduler:
             if victim is request:
                 return False
         self.pool.extend(request.blocks)
+        request.block_ids = None
         return True
 
     def _victim(self, request: Request) -> Request | None:
