@@ -7,17 +7,20 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from graft_runtime.server.hang_up import EXTENSION
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Where the parser gives up on a request's head; `limits` refuses smaller ones by name."""
 KEEP_ALIVE_SECONDS: Final = 5
 """How long an idle connection stays open."""
 BACKLOG: Final = 2048
-
 
 SWITCH_SECONDS: Final = 0.001
 """How long a thread may keep the interpreter while others wait. The loop asks for it several times
@@ -28,6 +31,32 @@ prompt."""
 def share_interpreter() -> None:
     """Let the event loop's thread have its turn often; for the whole process."""
     sys.setswitchinterval(SWITCH_SECONDS)
+
+
+class _Http(H11Protocol):
+    """Lets the application drop a connection; see `hang_up`."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as its base
+        super().connection_made(transport)
+        self.app = _with_abort(self.app, transport)
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """The same for a WebSocket."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.app = _with_abort(self.app, self.transport)
+
+
+def _with_abort(app: Any, transport: asyncio.Transport) -> Any:
+    """Return an application whose scopes say how their connection is dropped."""
+
+    async def called(scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("extensions", {})[EXTENSION] = transport.abort
+        await app(scope, receive, send)
+
+    return called
 
 
 class _Server(uvicorn.Server):
@@ -80,7 +109,8 @@ class Listener:
             uvicorn.Config(
                 app,
                 lifespan="on",
-                ws="none" if max_message_bytes is None else "websockets-sansio",
+                http=_Http,
+                ws="none" if max_message_bytes is None else _WebSocket,
                 ws_max_size=max_message_bytes or 0,
                 ws_per_message_deflate=False,  # what a message grows to would have no bound
                 log_config=None,

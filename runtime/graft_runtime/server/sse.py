@@ -20,6 +20,7 @@ from graft_runtime.errors import RequestError, SlowReaderError
 from graft_runtime.server.context import Exchange
 from graft_runtime.server.errors import as_request_error
 from graft_runtime.server.exchange import SLOW_READER_SECONDS, stop, watch
+from graft_runtime.server.hang_up import hang_up
 
 _logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class SseResponse(Response):
         self._error_events = error_events
         self._timeout_seconds = timeout_seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
         wire = _Wire(send, self.raw_headers)
         keeper = asyncio.create_task(wire.keep_alive(KEEP_ALIVE_SECONDS))
@@ -90,19 +91,23 @@ class SseResponse(Response):
         except ClientDisconnect:
             return
         except SlowReaderError:
-            _logger.info(
-                "closed a stream that was not read",
-                extra={"request_id": self._exchange.request_id},
-            )
-            return
+            await self._give_up(scope, receive)
         except Exception as error:
             if not wire.started:
                 raise
             last = self._error_events(as_request_error(error, self._exchange.request_id))
-            async with asyncio.timeout(LAST_WRITE_SECONDS):
-                await wire.end(last)
+            try:
+                async with asyncio.timeout(LAST_WRITE_SECONDS):
+                    await wire.end(last)
+            except TimeoutError:
+                await self._give_up(scope, receive)
         finally:
             await stop(keeper)
+
+    async def _give_up(self, scope: Scope, receive: Receive) -> None:
+        request_id = self._exchange.request_id
+        _logger.info("closed a stream that was not read", extra={"request_id": request_id})
+        await hang_up(scope, receive)
 
     async def _produce(self, wire: _Wire) -> None:
         async with aclosing(self._events) as events:

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 import msgspec
 from fastapi import APIRouter
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from graft_runtime.errors import InvalidRequestError, OverloadedError, RequestError
 from graft_runtime.server.body import THREAD_BYTES, parse_object
@@ -24,6 +24,7 @@ from graft_runtime.server.caller import set_caller
 from graft_runtime.server.context import Exchange, Frontend, safe_request_id
 from graft_runtime.server.errors import as_request_error, openai_error
 from graft_runtime.server.exchange import SLOW_READER_SECONDS, stop, within
+from graft_runtime.server.hang_up import hang_up
 from graft_runtime.server.openai import chat, completions
 from graft_runtime.server.refusals import note_refusal
 from graft_runtime.server.request_headers import read_headers
@@ -88,6 +89,8 @@ class Connection:
         """What a client may cancel: each task's own work, so that the task can still tell of it."""
         self._exchanges: dict[str, Exchange] = {}
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue(MAX_OUTGOING)
+        self._is_stuck = False
+        """Whether the client took not even the message that it is given up."""
 
     async def serve(self) -> None:
         """Read and write until the connection ends; then give up what still runs."""
@@ -99,6 +102,8 @@ class Connection:
                 reading.result()
         finally:
             await stop(reading, writing, *self._tasks.values())
+        if self._is_stuck and self._websocket.client_state is WebSocketState.CONNECTED:
+            await hang_up(self._websocket.scope, self._websocket.receive)
 
     async def _read(self) -> None:
         while True:
@@ -224,7 +229,9 @@ class Connection:
         try:
             async with asyncio.timeout(1):
                 await self._websocket.close(CLOSE_SLOW, "the client does not read")
-        except (TimeoutError, WebSocketDisconnect, RuntimeError):
+        except TimeoutError:
+            self._is_stuck = True
+        except (WebSocketDisconnect, RuntimeError):
             return
 
 

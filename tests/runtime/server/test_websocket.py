@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import logging
+import socket
+import urllib.parse
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -25,12 +28,16 @@ MAX_BYTES = 65_536
 
 
 @pytest.fixture
-async def address(backend: FakeBackend, metrics: Metrics) -> AsyncIterator[str]:
+def listener(backend: FakeBackend, metrics: Metrics) -> Listener:
     settings = ServerSettings(max_body_bytes=MAX_BYTES)
     app = create_app(backend, settings, metrics=metrics)
-    listener = Listener(
+    return Listener(
         app, host="127.0.0.1", port=0, drain_timeout_seconds=1, max_message_bytes=MAX_BYTES
     )
+
+
+@pytest.fixture
+async def address(listener: Listener) -> AsyncIterator[str]:
     port = await listener.start()
     yield f"ws://127.0.0.1:{port}/v1/stream"
     await listener.stop()
@@ -90,8 +97,9 @@ async def test_several_requests_run_side_by_side(
     await ask(client, "a")
     await ask(client, "b", model=ADAPTER)
     await ask(client, "c", chat=True)
-    first = [await receive(client) for _ in range(3)]
-    assert {each["id"] for each in first} >= {"a", "b"}
+    begun: set[str] = set()
+    while not begun >= {"a", "b"}:  # neither can end before the gate is open
+        begun.add((await receive(client))["id"])
     backend.gate.set()
     found = await until_ended(client, 3)
     assert found.keys() == {"a", "b", "c"}
@@ -244,6 +252,36 @@ async def test_the_connections_key_is_that_of_its_requests(
             await ask(client, "a")
             await until_ended(client, 1)
     assert admitted == [True, False]
+
+
+async def test_a_connection_that_takes_not_even_a_goodbye_is_dropped(
+    listener: Listener,
+    address: str,
+    backend: FakeBackend,
+    metrics: Metrics,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(Connection.__init__, "__kwdefaults__", {"slow_reader_seconds": 0.2})
+    backend.script = [chunk(9)] * 200_000
+    with socket.socket() as small:
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        port = urllib.parse.urlsplit(address).port
+        small.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(small, ("127.0.0.1", port))
+        async with (
+            asyncio.timeout(DEADLINE_SECONDS),
+            connect(address, sock=small, ping_interval=None) as client,
+        ):
+            await ask(client, "a")
+            await backend.closed.wait()
+            while listener._server.server_state.connections:  # though nothing of it has been read
+                await asyncio.sleep(0)
+    assert 'graft_aborted_total{reason="slow_reader"} 1.0' in metrics.expose().decode()
+    lines = [each.message for each in caplog.records if each.name.startswith("graft_runtime")]
+    assert lines.count("closed a connection that was not read") == 1
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
 class DeafSocket:
