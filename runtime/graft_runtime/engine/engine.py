@@ -22,6 +22,7 @@ from graft_runtime.engine.request import Request
 from graft_runtime.engine.residency import Residency, Slots
 from graft_runtime.engine.sampling_plan import SamplingPlanner
 from graft_runtime.engine.scheduler import Scheduler, SchedulerLimits
+from graft_runtime.engine.thoughts import ThoughtWatch
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.errors import PluginError
 from graft_runtime.ipc.messages import (
@@ -74,6 +75,7 @@ class Engine:
             plugins: Logits processors that requests may name; None has none.
         """
         self.limits = limits
+        self._vocabulary = vocabulary
         self._compilations = Compilations(vocabulary)
         self._count_slots = CountSlots()
         self._planner = SamplingPlanner()
@@ -96,8 +98,12 @@ class Engine:
             self._say(ended(message.request_id, "error", problem))
             return
         sampling = message.sampling
+        limit, vocabulary = sampling.thought_limit, self._vocabulary
         if sampling.pooling is not None and not self.limits.can_pool:
             problem = "this model gives no embeddings"
+        elif limit is not None and vocabulary is None:
+            problem = "this model's tokenizer does not support a limit of its thoughts"
+        if problem is not None:
             self._say(impossible(message.request_id, problem))
             return
         self._arrivals += 1
@@ -122,6 +128,7 @@ class Engine:
             rope_variant=self.limits.rope.variant(longest),
             rules=TokenRules.of(sampling, message.token_ids, stop_ids, self._count_slots),
             processors=self._plugins.bind(sampling.processors),
+            thought=ThoughtWatch.of(limit, vocabulary),
         )
         if request.adapter is not None:
             self._residency.acquire(request.adapter)

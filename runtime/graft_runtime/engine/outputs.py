@@ -3,7 +3,8 @@
 The engine calls it; it changes no request.
 
 Shape legend: L rows that reach their last token, S rows that get a new token, P tokens of prompts
-that are scored, E rows whose hidden states are pooled, H hidden size, K likeliest tokens.
+that are scored, E rows whose hidden states are pooled, H hidden size, K likeliest tokens, N named
+tokens.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class RowOutput(NamedTuple):
     """Negative where there is none."""
     logprob: float | None = None
     top: Alternatives | None = None
+    """The likeliest tokens, or those that its request names behind the chosen one."""
     prompt_scores: Sequence[TokenScore] = ()
     pooled_H: FloatArray | None = None
     """Sum of hidden states, where any are pooled."""
@@ -73,7 +75,7 @@ def _row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> 
     tokens = result.token_ids_S.tolist()
     places = {row: place for place, row in enumerate(sampled.tolist())}
     logprobs_S = None if result.logprobs_S is None else result.logprobs_S.tolist()
-    ending = scored = pooled = 0
+    ending = scored = pooled = named = 0
     for row in rows:
         sum_H = None
         if row.pooled and result.pooled_EH is not None:
@@ -93,6 +95,10 @@ def _row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> 
         if result.top is not None:
             ids, logprobs = result.top.ids_SK[place], result.top.logprobs_SK[place]
             top = _alternatives(ids, logprobs, row.request.sampling.top_logprobs)
+        ids_N = row.request.sampling.logprob_token_ids
+        if ids_N and result.named_N is not None:
+            top = _named(tokens[place], logprob, ids_N, result.named_N[named:])
+            named += len(ids_N)
         yield RowOutput(tokens[place], logprob, top, prompt, sum_H)
 
 
@@ -110,6 +116,7 @@ def token_output(request: Request, row: RowOutput, finish: FinishReason | None) 
             num_preemptions=request.epoch,
         )
     with_scores = sampling.prompt_logprobs is not None and request.num_output == 1
+    wants_others = sampling.top_logprobs or sampling.logprob_token_ids
     has_logprobs = sampling.logprobs and row.logprob is not None
     return TokenOutput(
         request.request_id,
@@ -118,7 +125,7 @@ def token_output(request: Request, row: RowOutput, finish: FinishReason | None) 
         finish,
         num_cached=request.num_cached,
         num_preemptions=request.epoch,
-        top_logprobs=[row.top] if sampling.top_logprobs and row.top is not None else None,
+        top_logprobs=[row.top] if wants_others and row.top is not None else None,
         prompt_scores=request.prompt_scores if with_scores else None,
     )
 
@@ -169,6 +176,15 @@ def _prompt_scores(row: Row, prompt: PromptScores | None, start: int) -> list[To
         )
         for index in range(start, start + len(row.scored))
     ]
+
+
+def _named(
+    token: int, logprob: float | None, ids_N: Sequence[int], values_N: FloatArray
+) -> Alternatives:
+    """Return the chosen token and behind it the named ones, in the order of their request."""
+    values = values_N[: len(ids_N)].tolist()
+    others = [pair for pair in zip(ids_N, values, strict=True) if pair[0] != token]
+    return others if logprob is None else [(token, logprob), *others]
 
 
 def _alternatives(ids_K: Any, logprobs_K: Any, count: int) -> Alternatives:

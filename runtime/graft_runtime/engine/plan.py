@@ -9,7 +9,7 @@ later, in a `SamplePlan`, when everything before it is known.
 Shape legend: T tokens, C carried tokens, R rows (requests), D those of `Decodes`, L rows that reach
 their last token, S rows that get a new token (L without those that ended meanwhile), P tokens of
 prompts that are scored, E rows whose hidden states are pooled, H hidden size, K likeliest tokens, N
-block ids of all rows.
+block ids of all rows (or, in what the sampler brings, tokens that all rows name).
 """
 
 from __future__ import annotations
@@ -106,11 +106,13 @@ class StepResult:
     prompt: PromptScores | None = None
     pooled_EH: FloatArray | None = None
     """Sums of hidden states."""
+    named_N: FloatArray | None = None
+    """Log probabilities of the tokens that rows name, in the order of their `SamplingBatch`."""
 
     @property
     def is_plain(self) -> bool:
         """Whether it brings nothing but tokens."""
-        extras = (self.logprobs_S, self.top, self.prompt, self.pooled_EH)
+        extras = (self.logprobs_S, self.top, self.prompt, self.pooled_EH, self.named_N)
         return all(extra is None for extra in extras)
 
 

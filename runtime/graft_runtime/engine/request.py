@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field
 
 from graft_runtime.engine.kv_cache import RELEASED, BlockKey, next_key, root_key
+from graft_runtime.engine.thoughts import ThoughtWatch
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.errors import GraftRuntimeError
 from graft_runtime.ipc.messages import FinishReason, Sampling, TokenScore
@@ -49,6 +50,8 @@ class Request:
     grammar: GrammarState | None = None
     """How far the output has come in its grammar. It lives as long as the request, so a preempted
     one goes on where it was."""
+    thought: ThoughtWatch | None = None
+    """How long the output has thought, if it may not as long as it likes; lives on as `grammar`."""
     rope_variant: int = 0
     """See `RopeSpec.variant`; the same from the first token to the last."""
     num_computed: int = 0
@@ -190,7 +193,10 @@ class Request:
         self.tokens.append(token_id)
         if self.rules is not None:
             self.rules.add(token_id)
-        if token_id in self.stop_ids:
+        if self.thought is not None:
+            self.thought.add(token_id)
+        # Before `min_tokens` a stop token can only be one that ends a thought.
+        if token_id in self.stop_ids and self.num_output > self.sampling.min_tokens:
             return "stop"
         if self.grammar is not None and _completes(self.grammar, token_id):
             return "stop"

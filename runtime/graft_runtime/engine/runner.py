@@ -6,7 +6,7 @@ anybody has seen them.
 
 Shape legend: T tokens, C carried tokens, L rows that reach their last token, S rows that get a new
 token, P tokens of prompts that are scored, E rows whose hidden states are pooled, H hidden size, K
-likeliest tokens, V vocabulary.
+likeliest tokens, V vocabulary, N named tokens of all rows.
 """
 
 from __future__ import annotations
@@ -190,16 +190,18 @@ class _Landing:
             pooled_EH: Sums of hidden states.
         """
         self._pooled_EH = None if pooled_EH is None else _to_host(pooled_EH)
-        token_ids_S, logprobs_S, ids_SK, top_SK = sampled
+        token_ids_S, logprobs_S, ids_SK, top_SK, named_N = sampled
         self._tokens_S = _to_host(token_ids_S)
         self._logprobs_S = None if logprobs_S is None else _to_host(logprobs_S)
         self._top: tuple[Tensor, Tensor] | None = None
         if ids_SK is not None and top_SK is not None:
             self._top = _to_host(ids_SK), _to_host(top_SK)
+        self._named_N = None if named_N is None else _to_host(named_N)
         self._prompt: list[Tensor] | None = None
         if prompt is not None:
             scores, ranks_P = prompt
-            self._prompt = [_to_host(one) for one in (*scores, ranks_P)]
+            wanted = (scores.logprobs_m, scores.top_ids_mK, scores.top_logprobs_mK, ranks_P)
+            self._prompt = [_to_host(one) for one in wanted]
         self._copied: torch.cuda.Event | None = None
         if token_ids_S.is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch's own
@@ -219,6 +221,7 @@ class _Landing:
             None if self._top is None else TopTokens(*(one.numpy() for one in self._top)),
             prompt,
             None if self._pooled_EH is None else self._pooled_EH.numpy(),
+            None if self._named_N is None else self._named_N.numpy(),
         )
 
 

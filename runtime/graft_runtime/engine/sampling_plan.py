@@ -1,7 +1,8 @@
 """The sampling part of a step's plan: requests' parameters and token rules as flat arrays.
 
 Shape legend: S rows whose next token is chosen, B biased tokens of all rows, A allowed tokens of
-all rows, Q penalised rows, E changed counts of all of them, G rows that follow a grammar.
+all rows, Q penalised rows, E changed counts of all of them, G rows that follow a grammar, F rows
+whose token is settled, N named tokens of all rows.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import numpy.typing as npt
 from graft_runtime.engine.counts import Counts, News
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.sampling_columns import Columns, SamplingColumns
+from graft_runtime.engine.thoughts import ThoughtWatch
 from graft_runtime.engine.token_rules import TokenRules, as_values
 from graft_runtime.errors import PluginError
 from graft_runtime.ipc.messages import Watermark
 from graft_runtime.sampling.batch import (
     DeviceCall,
     Edits,
+    ForcedTokens,
     IntArray,
+    NamedTokens,
     Penalties,
     SamplingBatch,
     TokenMasks,
@@ -51,6 +55,7 @@ class _Fixed:
     """With the columns that do not change."""
     followed: list[GrammarState]
     rows_G: IntArray
+    limited: list[tuple[int, ThoughtWatch]]
     processed: list[tuple[int, Request]]
     marked: list[tuple[int, Request, Watermark]]
 
@@ -78,6 +83,7 @@ class SamplingPlanner:
             edits=_edits(fixed),
             penalties=_penalties(fixed),
             masks=_masks(fixed),
+            forced=_forced(fixed),
             watermarked=tuple(_watermarked(fixed)),
             device_calls=tuple(_device_calls(fixed)),
         )
@@ -102,6 +108,7 @@ def _fixed(requests: list[Request], columns: Columns) -> _Fixed:
         num_top_S=columns["top_logprobs"],
         is_processed_S=columns["processed_logprobs"],
         edits=None,
+        named=_named(requests),
     )
     rows = list(enumerate(requests))
     ruled = [(row, one, one.rules) for row, one in rows if one.rules is not None]
@@ -116,6 +123,7 @@ def _fixed(requests: list[Request], columns: Columns) -> _Fixed:
         penalties=_no_penalties_yet([row for row, _ in counted], columns),
         followed=[state for _, state in followed],
         rows_G=np.array([row for row, _ in followed], dtype=np.int64),
+        limited=[(row, one.thought) for row, one in rows if one.thought is not None],
         processed=[(row, one) for row, one in rows if one.processors],
         marked=[
             (row, one, one.sampling.watermark)
@@ -140,6 +148,25 @@ def _no_penalties_yet(rows: list[int], columns: Columns) -> Penalties:
         changed_ids_E=_NOTHING,
         changed_counts_E=_NOTHING,
     )
+
+
+def _named(requests: Sequence[Request]) -> NamedTokens | None:
+    """Return the tokens that requests want scored; None when nobody names any."""
+    named = [(row, one.sampling.logprob_token_ids) for row, one in enumerate(requests)]
+    named = [(row, ids) for row, ids in named if ids]
+    if not named:
+        return None
+    ids_N = np.array([id for _, ids in named for id in ids], dtype=np.int64)
+    return NamedTokens(_rows([(row, len(ids)) for row, ids in named]), ids_N)
+
+
+def _forced(fixed: _Fixed) -> ForcedTokens | None:
+    """Return the tokens that end thoughts in this step; None when none does."""
+    due = [(row, token) for row, one in fixed.limited if (token := one.forced) is not None]
+    if not due:
+        return None
+    rows_F, ids_F = np.array(due, dtype=np.int64).T.copy()
+    return ForcedTokens(rows_F, ids_F)
 
 
 def _device_calls(fixed: _Fixed) -> Iterator[DeviceCall]:

@@ -28,6 +28,19 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens from which a list is derived."""
 
 
+class ThoughtLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tokens an output may think, and how its thought is told and ended."""
+
+    max_tokens: int
+    """Between the two marks."""
+    opening: str
+    closing: str
+    closing_ids: tuple[int, ...]
+    """What is written when the limit is reached: the closing mark."""
+    is_open: bool
+    """Whether the prompt leaves off amid the thought. Else the output must begin with the mark."""
+
+
 class ProcessorCall(msgspec.Struct, frozen=True):
     """A logits processor that a request uses, and how."""
 
@@ -73,6 +86,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Whether each token's log probability is returned."""
     top_logprobs: int = 0
     """How many of the likeliest tokens are returned with each token; needs ``logprobs``."""
+    logprob_token_ids: tuple[int, ...] = ()
+    """Told instead of the likeliest ones, by the model's own distribution; needs ``logprobs``."""
     processed_logprobs: bool = False
     """Whether these are of the distribution that was drawn from, not of the model's own."""
     prompt_logprobs: int | None = None
@@ -81,6 +96,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Return the prompt's hidden states, pooled, and end without a token."""
     grammar: str | None = None
     """Text of the grammar that the output follows; checked by `graft_runtime.sampling`."""
+    thought_limit: ThoughtLimit | None = None
     watermark: Watermark | None = None
     processors: tuple[ProcessorCall, ...] = ()
 
@@ -170,6 +186,9 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     block_size: int
     kv_blocks: int
     device_pages: int
+    dtype: str = ""
+    """Of weights and cache, as configurations name it; the device is ``cpu`` or ``cuda``."""
+    device: str = ""
 
 
 class EngineRefused(msgspec.Struct, frozen=True, tag=True):
@@ -203,7 +222,8 @@ class TokenOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     num_cached: int = 0
     """Prompt tokens that did not have to be computed; in a request's first output."""
     top_logprobs: list[list[tuple[int, float]]] | None = None
-    """Per token the likeliest ones there, the best first; none that is out of the question."""
+    """Per token the likeliest ones there, the best first, none that is out of the question; or
+    those that the request names, in its order."""
     prompt_scores: list[TokenScore] | None = None
     """Of the prompt's second token and all after it; in a request's first output."""
     embedding: bytes | None = None

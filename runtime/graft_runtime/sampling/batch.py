@@ -4,7 +4,7 @@ The engine's plan carries one; the sampler reads it.
 
 Shape legend: S rows whose next token is chosen, B biased tokens of all rows, A allowed tokens of
 all rows, Q penalised rows, E changed counts of all of them, G rows that follow a grammar, W words
-of one bit per token.
+of one bit per token, F rows whose token is settled, N named tokens of all rows.
 """
 
 from __future__ import annotations
@@ -71,6 +71,24 @@ class TokenMasks:
 
 
 @dataclass(frozen=True)
+class NamedTokens:
+    """Tokens whose log probabilities are wanted whatever they are, row by row."""
+
+    rows_N: IntArray
+    """Indices into S, ascending."""
+    ids_N: IntArray
+
+
+@dataclass(frozen=True)
+class ForcedTokens:
+    """Rows whose token is settled, against all that else is asked of them."""
+
+    rows_F: IntArray
+    """Indices into S, ascending."""
+    ids_F: IntArray
+
+
+@dataclass(frozen=True)
 class WatermarkedRow:
     """A row whose token carries a watermark."""
 
@@ -121,6 +139,8 @@ class SamplingBatch:
     edits: Edits | None
     penalties: Penalties | None = None
     masks: TokenMasks | None = None
+    forced: ForcedTokens | None = None
+    named: NamedTokens | None = None
     watermarked: tuple[WatermarkedRow, ...] = ()
     """In the order of their rows."""
     device_calls: tuple[DeviceCall, ...] = ()

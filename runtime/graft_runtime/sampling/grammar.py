@@ -65,6 +65,10 @@ class Vocabulary:
             raise GrammarError(first_line(matcher.get_error()))
         return Grammar(self, matcher)
 
+    def text_of(self, token_id: int) -> bytes:
+        """Return what a token adds to the text, in UTF-8; a control token is spelled out."""
+        return self.raw.decode_bytes([token_id])
+
     def fill(self, states: Sequence[GrammarState]) -> Words:
         """Return the tokens that may come next, one bit each, the lowest bit first [G, W].
 

@@ -1,6 +1,6 @@
 """Log probabilities of given tokens, of the likeliest ones, and a token's rank among all.
 
-Shape legend: m rows, V vocabulary, K likeliest tokens.
+Shape legend: m rows, V vocabulary, K likeliest tokens, N named tokens of all rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ class Scores(NamedTuple):
     """int64, the likeliest first."""
     top_logprobs_mK: Tensor
     """float32; -infinity for tokens that are out."""
+    totals_m: Tensor
+    """float32 logarithms of each row's sum of exponentials."""
 
 
 def score(scores_mV: Tensor, tokens_m: Tensor, num_top: int) -> Scores:
@@ -36,7 +38,19 @@ def score(scores_mV: Tensor, tokens_m: Tensor, num_top: int) -> Scores:
     total_m1 = scores_mV.logsumexp(dim=-1, keepdim=True)
     chosen_m = (scores_mV.gather(-1, tokens_m[:, None]) - total_m1)[:, 0]
     top = scores_mV.topk(min(num_top, scores_mV.shape[-1]), dim=-1)
-    return Scores(chosen_m, top.indices, top.values - total_m1)
+    return Scores(chosen_m, top.indices, top.values - total_m1, total_m1[:, 0])
+
+
+def score_named(scores_mV: Tensor, totals_m: Tensor, rows_N: Tensor, ids_N: Tensor) -> Tensor:
+    """Return log-softmax values of single tokens, ``[N]`` float32.
+
+    Args:
+        scores_mV: float32 logits.
+        totals_m: Of these, see `Scores`.
+        rows_N: int64, each token's row.
+        ids_N: int64.
+    """
+    return scores_mV[rows_N, ids_N] - totals_m[rows_N]
 
 
 def rank(scores_mV: Tensor, tokens_m: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Each row's token depends on its own logits and parameters alone, whatever batch it came in.
 
 Shape legend: S rows, V vocabulary, n rows that are processed (drawn or edited), d rows that are
-drawn (not greedy), K likeliest tokens.
+drawn (not greedy), K likeliest tokens, N named tokens of all rows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from graft_runtime.sampling.batch import SamplingBatch
 from graft_runtime.sampling.counts import CountTable
-from graft_runtime.sampling.edits import apply_edits
+from graft_runtime.sampling.edits import apply_edits, force_tokens
 from graft_runtime.sampling.greedy import best_tokens
-from graft_runtime.sampling.logprobs import Scores, score
+from graft_runtime.sampling.logprobs import Scores, score, score_named
 from graft_runtime.sampling.masks import apply_masks
 from graft_runtime.sampling.philox import uniforms
 from graft_runtime.sampling.processed_rows import apply_processors
@@ -46,6 +46,8 @@ class Sampled(NamedTuple):
     """int64, the likeliest first; None when nobody wants any."""
     top_logprobs_SK: Tensor | None = None
     """float32; -infinity for tokens that are out."""
+    named_N: Tensor | None = None
+    """float32 log-softmax of the logits at the tokens that rows name; None when none does."""
 
 
 def sample(logits_SV: Tensor, batch: SamplingBatch, counts: CountTable | None = None) -> Sampled:
@@ -75,17 +77,20 @@ def sample(logits_SV: Tensor, batch: SamplingBatch, counts: CountTable | None = 
         if batch.device_calls:
             apply_processors(scores_nV, batch.device_calls, rows)
             is_finite_S[rows_n] &= ~scores_nV.isnan().any(dim=-1)
+        if batch.forced is not None:
+            force_tokens(scores_nV, batch.forced, rows)
         if batch.edits is not None or batch.masks is not None or batch.device_calls:
             is_stuck_S[rows_n] = scores_nV.amax(dim=-1) == float("-inf")
         tokens_S[rows_n] = _choose(scores_nV, batch, rows)
-    scores = _score(logits_SV, scores_nV, tokens_S, batch, rows) if batch.wants_logprobs else None
+    scored = _score(logits_SV, scores_nV, tokens_S, batch, rows) if batch.wants_logprobs else None
     tokens_S.masked_fill_(is_stuck_S, NO_TOKEN).masked_fill_(~is_finite_S, NOT_FINITE)
-    if scores is None:
+    if scored is None:
         return Sampled(tokens_S, None)
+    scores, named_N = scored
     logprobs_S = scores.logprobs_m.masked_fill_(tokens_S < 0, float("nan"))
     if not scores.top_ids_mK.shape[1]:
-        return Sampled(tokens_S, logprobs_S)
-    return Sampled(tokens_S, logprobs_S, scores.top_ids_mK, scores.top_logprobs_mK)
+        return Sampled(tokens_S, logprobs_S, named_N=named_N)
+    return Sampled(tokens_S, logprobs_S, scores.top_ids_mK, scores.top_logprobs_mK, named_N)
 
 
 def _is_finite(logits_SV: Tensor) -> Tensor:
@@ -105,6 +110,8 @@ def _processed_rows(batch: SamplingBatch) -> Rows:
         rows = np.union1d(rows, batch.penalties.rows_Q)
     if batch.masks is not None:
         rows = np.union1d(rows, batch.masks.rows_G)
+    if batch.forced is not None:
+        rows = np.union1d(rows, batch.forced.rows_F)
     named = [one.row for one in batch.watermarked] + [call.index for call in batch.device_calls]
     return np.union1d(rows, np.array(named, dtype=np.intp)) if named else rows
 
@@ -174,10 +181,18 @@ def _score(
     tokens_S: Tensor,
     batch: SamplingBatch,
     rows: Rows,
-) -> Scores:
-    """Score the tokens by their logits, or by what they were chosen from where that is wanted."""
+) -> tuple[Scores, Tensor | None]:
+    """Score the tokens by their logits, or by what they were chosen from where that is wanted.
+
+    Named tokens are always scored by their logits.
+    """
     num_top = int(batch.num_top_S.max(initial=0))
     scores = score(logits_SV, tokens_S, num_top)
+    named_N = None
+    if batch.named is not None:
+        place = (torch.from_numpy(each) for each in (batch.named.rows_N, batch.named.ids_N))
+        rows_N, ids_N = (each.to(logits_SV.device) for each in place)
+        named_N = score_named(logits_SV, scores.totals_m, rows_N, ids_N)
     processed = np.flatnonzero(batch.is_processed_S[rows])
     if scores_nV is not None and len(processed):
         local_m = torch.from_numpy(processed).to(logits_SV.device)
@@ -185,4 +200,4 @@ def _score(
         own = score(scores_nV[local_m], tokens_S[rows_m], num_top)
         for whole, part in zip(scores, own, strict=True):
             whole[rows_m] = part
-    return scores
+    return scores, named_N

@@ -33,6 +33,8 @@ MAX_BIASES: Final = 300
 MAX_BAD_WORDS: Final = 64
 MAX_ALLOWED: Final = 16_384
 MAX_SALT_CHARS: Final = 256
+MAX_NAMED_TOKENS: Final = 128
+"""Tokens whose log probabilities are asked for by id; vLLM's own limit."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]

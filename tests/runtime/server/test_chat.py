@@ -101,7 +101,11 @@ async def test_logprobs_name_tokens_and_bytes(client: httpx.AsyncClient) -> None
         ("reasoning_effort", "high"),
         ("reasoning_effort", "very"),
         ("tool_prompt", "x"),
-        ("thinking_token_budget", 1),
+        ("thinking_token_budget", 1),  # the template knows no thoughts
+        ("thinking_token_budget", -2),
+        ("thinking_token_budget", 1.5),
+        ("logprob_token_ids", [1]),  # without logprobs
+        ("logprob_token_ids", []),
         ("n", 9),
     ],
 )

@@ -1,5 +1,6 @@
 """Log probabilities in each surface's form, echoed prompts, and prompts' own."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from graft_runtime.ipc.messages import TokenScore
 from graft_runtime.text.tokenizer import Tokenizer
-from tests.support.fake_backend import FakeBackend, chunk
+from tests.support.fake_backend import BASE, FakeBackend, chunk
 from tests.support.sse_text import events
 
 COMPLETIONS = "/v1/completions"
@@ -47,6 +48,69 @@ async def test_completions_name_the_chosen_and_the_likeliest(
     assert logprobs["token_logprobs"] == [-0.25] + [-0.5] * (len(ids) - 1)
     assert logprobs["top_logprobs"][0] == {"one": -0.25, " fox": -1.5}
     assert "".join(logprobs["tokens"]) == body["choices"][0]["text"] == "one two"
+
+
+async def test_named_tokens_stand_beside_the_chosen_one(
+    client: httpx.AsyncClient, backend: FakeBackend, prompt: list[int]
+) -> None:
+    named = {"logprob_token_ids": [7, 5, 7], "max_tokens": 2}
+    fields = {"prompt": prompt, "logprobs": 0, **named}
+    body = (await client.post(COMPLETIONS, json=fields)).json()
+    sampling = backend.submitted[0].sampling
+    assert sampling.logprob_token_ids == (7, 5)
+    assert (sampling.logprobs, sampling.top_logprobs) == (True, 0)
+    assert body["choices"][0]["logprobs"]["top_logprobs"][0] == {"one": -0.25, " fox": -1.5}
+
+    chat = {"messages": [{"role": "user", "content": "x"}], "logprobs": True, **named}
+    for stream in (False, True):
+        answer = await client.post("/v1/chat/completions", json={**chat, "stream": stream})
+        answers = events(answer.text)[1:-1] if stream else [answer.json()]
+        first = answers[0]["choices"][0]["logprobs"]["content"][0]
+        told = [(each["token"], each["logprob"]) for each in first["top_logprobs"]]
+        assert told == [("one", -0.25), (" fox", -1.5)]
+
+    # An echoed prompt has its likeliest tokens all the same.
+    await client.post(COMPLETIONS, json={**fields, "logprobs": 1, "echo": True})
+    assert backend.submitted[-1].sampling.prompt_logprobs == 1
+
+
+async def test_named_tokens_come_as_a_tensor_without_a_rank(
+    client: httpx.AsyncClient, backend: FakeBackend, prompt: list[int], ids: list[int]
+) -> None:
+    sampling = {"logprob_token_ids": [7]}
+    body = {"text_input": "x", "sampling_parameters": json.dumps(sampling), "return_logprobs": True}
+    answer = (await client.post(f"/v2/models/{BASE}/generate", json=body)).json()
+    first = json.loads(answer["logprobs"])[0]
+    assert next(iter(first)) == str(ids[0])
+    assert [(each["logprob"], each["rank"]) for each in first.values()] == [
+        (-0.25, None),
+        (-1.5, None),
+    ]
+    assert backend.submitted[0].sampling.logprob_token_ids == (7,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logprob_token_ids": [1]}, "logprob_token_ids"),
+        ({"logprob_token_ids": [], "logprobs": 1}, "logprob_token_ids"),
+        ({"logprob_token_ids": [1] * 129, "logprobs": 1}, "logprob_token_ids"),
+        ({"logprob_token_ids": [10**6], "logprobs": 1}, "logprob_token_ids"),
+        ({"logprob_token_ids": [-1], "logprobs": 1}, "logprob_token_ids"),
+        ({"logprob_token_ids": [1.5], "logprobs": 1}, "logprob_token_ids[0]"),
+        (
+            {"logprob_token_ids": [1], "logprobs": 1, "echo": True, "max_tokens": 0},
+            "logprob_token_ids",
+        ),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+    ],
+)
+async def test_tokens_that_cannot_be_told_are_refused_by_name(
+    client: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
+    answer = await client.post(COMPLETIONS, json={"prompt": "x", **fields})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -54,6 +54,7 @@ class CountFields(Fields):
             "tool_choice": _choice(choice) if choice else None,
             "parallel_tool_calls": not choice.get("disable_parallel_tool_use", False),
             "reasoning_effort": self._effort(),
+            "thinking_token_budget": self._budget(),
         }
         if messages[-1]["role"] == "assistant":
             body["continue_final_message"] = (
@@ -68,6 +69,11 @@ class CountFields(Fields):
         if kind not in _THINKING:
             raise _bad("thinking.type", f"must be one of {', '.join(_THINKING)}")
         return _THINKING[kind]
+
+    def _budget(self) -> Any:
+        """Return how many tokens the model may think, if it may and that is limited."""
+        thinking = self.thinking or {}
+        return thinking.get("budget_tokens") if thinking.get("type") == "enabled" else None
 
     def _messages(self) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ router = APIRouter()
 _NAMES: Final = {
     "reasoning_effort": "thinking",
     "stop": "stop_sequences",
+    "thinking_token_budget": "thinking.budget_tokens",
     "user": "metadata.user_id",
 }
 """Fields of a chat that have other names here."""

@@ -43,6 +43,8 @@ class Answer:
         """
         self._num_input = len(jobs[0].token_ids)
         self._num_top = jobs[0].sampling.top_logprobs
+        self._are_named = bool(jobs[0].sampling.logprob_token_ids)
+        """Whether the client has named the tokens that are told with each one."""
         self._has_logprobs = jobs[0].sampling.logprobs
         self._outputs = tuple(outputs)
         self._choices = [_Choice(prefix) for _ in jobs]
@@ -93,11 +95,13 @@ class Answer:
         return msgspec.json.encode([self._entry(token) for token in tokens])
 
     def _entry(self, token: Token) -> dict[str, Any]:
+        top = token.top if self._are_named else token.top[: self._num_top]
+        ranks = [None if self._are_named else rank for rank in range(1, len(top) + 1)]
         entry = {
             str(each.id): {"logprob": each.logprob, "rank": rank, "decoded_token": each.text}
-            for rank, each in enumerate(token.top[: self._num_top], start=1)
+            for rank, each in zip(ranks, top, strict=True)
         }
-        # A chosen token that is not among the likeliest has a rank that nobody counted.
+        # A token that is not among the likeliest has a rank that nobody counted.
         own = {"logprob": token.logprob, "rank": None, "decoded_token": token.text}
         return {str(token.id): entry.get(str(token.id), own), **entry}
 

@@ -22,6 +22,7 @@ from graft_runtime.server.kserve.sampling import KNOWN_UNSUPPORTED, TritonFields
 from graft_runtime.server.kserve.tensors import Tensor
 from graft_runtime.server.prompts import admit, encode_text, fit_output, job_ids
 from graft_runtime.server.structured import constrain
+from graft_runtime.server.thought_limits import limit_after
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ async def prepare(
         frontend.settings,
         max_tokens=fit_output(len(ids), fields.max_tokens, None, limit),
         needs_logprobs=not {"logprobs", "cumulative_logprob"}.isdisjoint(inputs.outputs),
+        thought_limit=await limit_after(fields.thinking_token_budget, text, ids),
     )
     sampling = await constrain(frontend, sampling, fields.form)
     job = Job(

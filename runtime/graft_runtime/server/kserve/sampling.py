@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from graft_protocol.config import ServerSettings
-from graft_runtime.ipc.messages import Sampling
+from graft_runtime.ipc.messages import Sampling, ThoughtLimit
 from graft_runtime.server.fields import ModelName, NumTop, PositiveInt, Unsupported
 from graft_runtime.server.openai.sampling import UNSUPPORTED, SamplingFields
 from graft_runtime.text.tokenizer import Tokenizer
@@ -37,6 +37,7 @@ class TritonFields(SamplingFields):
         *,
         max_tokens: int,
         needs_logprobs: bool,
+        thought_limit: ThoughtLimit | None = None,
     ) -> Sampling:
         """Return what the engine is told.
 
@@ -45,9 +46,16 @@ class TritonFields(SamplingFields):
             settings: The service's.
             max_tokens: Longest output.
             needs_logprobs: Whether an output tensor is made of them.
+            thought_limit: How long the model may think.
         """
-        num_top = 0 if self.logprobs is None and needs_logprobs else self.logprobs
-        return self.sampling(tokenizer, settings, max_tokens=max_tokens, top_logprobs=num_top)
+        needs_logprobs = needs_logprobs or self.logprob_token_ids is not None
+        return self.sampling(
+            tokenizer,
+            settings,
+            max_tokens=max_tokens,
+            top_logprobs=0 if self.logprobs is None and needs_logprobs else self.logprobs,
+            thought_limit=thought_limit,
+        )
 
 
 FIELD_NAMES: Final = frozenset(TritonFields.model_fields) - KNOWN_UNSUPPORTED.keys()

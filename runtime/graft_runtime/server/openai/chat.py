@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from graft_runtime.errors import InvalidRequestError
+from graft_runtime.ipc.messages import ThoughtLimit
 from graft_runtime.server.backend import Target
 from graft_runtime.server.body import off_loop, read_object
 from graft_runtime.server.choices import fork
@@ -33,8 +34,10 @@ from graft_runtime.server.openai.speech import SpeechPlan
 from graft_runtime.server.openai.tool_fields import Tools
 from graft_runtime.server.prompts import admit, fit_output, job_ids, refuse_hopeless
 from graft_runtime.server.structured import Form, constrain
+from graft_runtime.server.thought_limits import limit_thoughts
 from graft_runtime.text.conversation import ChatPrompt, Draft, TemplateTraits
 from graft_runtime.text.model_text import ModelText
+from graft_runtime.text.tokenizer import Tokenizer
 
 router = APIRouter()
 
@@ -105,9 +108,8 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
     )
     fields = chat.fields.with_defaults(text.sampling_defaults)
     unread = fields.chat_template_kwargs.keys() - template.reads
-    exchange.ignored_fields += header_safe(
-        f"chat_template_kwargs.{name}" for name in sorted(unread)
-    )
+    names = (f"chat_template_kwargs.{name}" for name in sorted(unread))
+    exchange.ignored_fields += header_safe(names)
     plan = SpeechPlan.of(
         template,
         chat.tools,
@@ -123,6 +125,7 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
         frontend.settings,
         max_tokens=fit_output(len(ids), wanted, None, limit),
         top_logprobs=fields.top_logprobs if fields.logprobs else None,
+        thought_limit=_thought_limit(fields, text.tokenizer, template, plan),
     )
     sampling = await constrain(frontend, sampling, chat.form)
     job = Job(
@@ -148,6 +151,19 @@ async def prepare(frontend: Frontend, exchange: Exchange, chat: ChatRequest) -> 
         plan=plan,
         echoed=chat.messages[-1]["content"] if is_echoed else "",
     )
+
+
+def _thought_limit(
+    fields: ChatFields, tokenizer: Tokenizer, template: TemplateTraits, plan: SpeechPlan
+) -> ThoughtLimit | None:
+    """Return how long the model may think, if it thinks."""
+    limit = limit_thoughts(
+        fields.thinking_token_budget,
+        tokenizer,
+        thinks=template.thinks,
+        is_open=plan.is_in_thought,
+    )
+    return limit if plan.reads_thoughts else None
 
 
 async def encode_chat(

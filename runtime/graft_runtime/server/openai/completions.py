@@ -24,6 +24,7 @@ from graft_runtime.server.openai.shapes import PROMPT, as_shape
 from graft_runtime.server.openai.shown_fields import SHOWN_UNSUPPORTED, ShownFields
 from graft_runtime.server.prompts import admit, encode_text, fit_output, job_ids
 from graft_runtime.server.structured import constrain
+from graft_runtime.server.thought_limits import limit_after
 from graft_runtime.text.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -55,6 +56,9 @@ class CompletionFields(ShownFields):
         if self.max_tokens == 0 and not self.echo:
             message = "`max_tokens` must be at least 1 without `echo`"
             raise InvalidRequestError(message, param="max_tokens")
+        if self.max_tokens == 0 and self.logprob_token_ids is not None:
+            message = "`logprob_token_ids` needs an output: `max_tokens` must not be 0"
+            raise InvalidRequestError(message, param="logprob_token_ids")
         return self
 
 
@@ -103,12 +107,14 @@ async def _prepare(
         ids = await _encode(text.tokenizer, prompt, fields, limit)
         # Without output one token is generated all the same, and left out of the answer.
         wanted = 1 if fields.max_tokens == 0 else fields.max_tokens
+        thoughts = await limit_after(fields.thinking_token_budget, text, ids)
         sampling = fields.sampling(
             text.tokenizer,
             frontend.settings,
             max_tokens=fit_output(len(ids), wanted, DEFAULT_MAX_TOKENS, limit),
             top_logprobs=fields.logprobs,
             prompt_logprobs=fields.logprobs if fields.echo else None,
+            thought_limit=thoughts,
         )
         sampling = await constrain(frontend, sampling, fields.form)
         job = Job(

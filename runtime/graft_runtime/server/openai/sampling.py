@@ -10,11 +10,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from graft_protocol.config import ServerSettings
 from graft_runtime.errors import InvalidRequestError
-from graft_runtime.ipc.messages import Sampling
+from graft_runtime.ipc.messages import Sampling, ThoughtLimit
 from graft_runtime.server.backend import Terms
 from graft_runtime.server.fields import (
     GREEDY_BELOW,
     MAX_ALLOWED,
+    MAX_NAMED_TOKENS,
     MAX_SALT_CHARS,
     MAX_STOP_TOKEN_IDS,
     Choices,
@@ -40,6 +41,7 @@ from graft_runtime.server.openai.token_fields import bad_word_ids, check_bad_wor
 from graft_runtime.server.processor_fields import parse_processors
 from graft_runtime.server.prompts import draw_seed
 from graft_runtime.server.structured import Form, openai_form
+from graft_runtime.server.thought_limits import UNLIMITED
 from graft_runtime.server.watermarks import WatermarkField
 from graft_runtime.text.tokenizer import Tokenizer
 
@@ -52,8 +54,6 @@ UNSUPPORTED: Final[Unsupported] = {
     "spaces_between_special_tokens": (True, False),
     "truncate_prompt_tokens": (),
     "truncation_side": (),
-    "logprob_token_ids": (),
-    "thinking_token_budget": (),
     "return_tokens_as_token_ids": (False,),
     "return_token_ids": (False,),
     "kv_transfer_params": (),
@@ -96,6 +96,11 @@ class SamplingFields(Fields):
     min_tokens: int = Field(default=0, ge=0, lt=2**31)
     n: Choices = 1
     prompt_logprobs: NumTop | None = None
+    logprob_token_ids: list[Int32] | None = Field(
+        default=None, min_length=1, max_length=MAX_NAMED_TOKENS, fail_fast=True
+    )
+    """Tokens that are told with each one of the output, instead of the likeliest ones."""
+    thinking_token_budget: int | None = Field(default=None, ge=UNLIMITED, lt=2**31)
     seed: Int64 | None = None
     stop: tuple[str, ...] = Field(default=(), json_schema_extra=as_shape(STOPS))
     stop_token_ids: list[Int32] = Field(default=[], max_length=MAX_STOP_TOKEN_IDS)
@@ -211,6 +216,7 @@ class SamplingFields(Fields):
         max_tokens: int,
         top_logprobs: int | None,
         prompt_logprobs: int | None = None,
+        thought_limit: ThoughtLimit | None = None,
     ) -> Sampling:
         """Return what the engine is told.
 
@@ -220,11 +226,16 @@ class SamplingFields(Fields):
             max_tokens: Longest output.
             top_logprobs: Likeliest tokens that are wanted with each token; None wants no logprobs.
             prompt_logprobs: The same for the prompt, where the surface itself asks for them.
+            thought_limit: How long the model may think; under a grammar it does not think at all.
 
         Raises:
             InvalidRequestError: A token is none, or the output cannot be as long as it must.
         """
         self._check_tokens(tokenizer, max_tokens)
+        named = tuple(dict.fromkeys(self.logprob_token_ids or ()))
+        if named and top_logprobs is None:
+            message = "`logprob_token_ids` needs `logprobs`"
+            raise InvalidRequestError(message, param="logprob_token_ids")
         greedy = self.temperature < GREEDY_BELOW
         allowed = self.allowed_token_ids
         wanted = [each for each in (self.prompt_logprobs, prompt_logprobs) if each is not None]
@@ -245,8 +256,10 @@ class SamplingFields(Fields):
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos or self.ignore_eos_token,
             logprobs=top_logprobs is not None,
-            top_logprobs=top_logprobs or 0,
+            top_logprobs=0 if named else top_logprobs or 0,
+            logprob_token_ids=named,
             prompt_logprobs=max(wanted, default=None),
+            thought_limit=None if self.form is not None else thought_limit,
             watermark=None if self.watermarking is None else self.watermarking.told(settings),
             processors=self.logits_processors,
         )
@@ -255,6 +268,7 @@ class SamplingFields(Fields):
         check_token_ids(self.stop_token_ids, tokenizer, "stop_token_ids")
         check_token_ids(list(self.logit_bias), tokenizer, "logit_bias")
         check_token_ids(self.allowed_token_ids or [], tokenizer, "allowed_token_ids")
+        check_token_ids(self.logprob_token_ids or [], tokenizer, "logprob_token_ids")
         if self.min_tokens > max_tokens:
             message = f"`min_tokens` must not be more than the longest output, {max_tokens}"
             raise InvalidRequestError(message, param="min_tokens")
