@@ -12,6 +12,7 @@ from graft_runtime.ipc.messages import Sampling
 from graft_runtime.server.backend import (
     BASE_ALIASES,
     DEFAULT_TERMS,
+    Capacity,
     Health,
     ServedModel,
     Target,
@@ -24,6 +25,7 @@ ADAPTER = "shouty"
 REVISION = "default/shouty@0123456789ab"
 
 HEALTHY = Health(live=True, ready=True, started=True, detail="serving")
+CAPACITY = Capacity(320, 16_384, "bfloat16", "cpu", "sha256:00")
 REPORT = RuntimeStatus(
     version="0.1.0",
     pod="pod-0",
@@ -58,6 +60,7 @@ class FakeBackend:
     limit: int = 256
     condition: Health = HEALTHY
     report: RuntimeStatus = REPORT
+    built_for: Capacity | None = CAPACITY
     submitted: list[Submitted] = field(default_factory=list)
     route_keys: list[str | None] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
@@ -110,6 +113,9 @@ class FakeBackend:
 
     def status(self) -> RuntimeStatus:
         return self.report
+
+    def capacity(self) -> Capacity | None:
+        return self.built_for
 
     def health(self) -> Health:
         return self.condition

@@ -94,9 +94,8 @@ def build_engine(settings: EngineChildSettings, tell: Tell) -> tuple[Engine, Eng
         Plugins(),
     )
     _warm_up(engine)
-    ready = EngineReady(
-        max_model_len, arch.vocab_size, options.block_size, num_blocks, settings.device_pages
-    )
+    sizes = (max_model_len, arch.vocab_size, options.block_size, num_blocks, settings.device_pages)
+    ready = EngineReady(*sizes, str(dtype).removeprefix("torch."), device.type)
     logger.info("engine ready", extra={"kv_blocks": num_blocks, "max_model_len": max_model_len})
     return engine, ready
 

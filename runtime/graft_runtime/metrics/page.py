@@ -100,6 +100,8 @@ class Metrics:
             "tgi_batch_max_total_tokens", "Tokens for which there is cache."
         )
         self._block_size = 0
+        self.load: dict[str, float] = {"kv_cache_usage_perc": 0.0, "num_requests_waiting": 0}
+        """What gateways choose a pod by, as last known; the names are those of ``vllm:*``."""
 
     def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
         return Gauge(name, text, tuple(labels), registry=self.registry)
@@ -215,6 +217,7 @@ class Metrics:
         usage = stats.kv_blocks_used / total if total else 0.0
         self._kv_usage.set(usage)
         self._old_kv_usage.set(usage)
+        self.load = {"kv_cache_usage_perc": usage, "num_requests_waiting": stats.waiting}
         self._kv_blocks.labels("used").set(stats.kv_blocks_used)
         self._kv_blocks.labels("total").set(total)
         self._tgi_tokens.set(stats.kv_blocks_used * self._block_size)
@@ -238,6 +241,7 @@ class Metrics:
         """Empty the engine's gauges, when there is none to report."""
         for gauge in (self._running, self._waiting, self._kv_usage, self._old_kv_usage):
             gauge.set(0)
+        self.load = dict.fromkeys(self.load, 0.0)
         self._wait_for(0, 0)
         self._kv_blocks.labels("used").set(0)
         self._tgi_tokens.set(0)

@@ -36,6 +36,7 @@ from graft_runtime.pod.streams import Stream, Streams
 from graft_runtime.server.backend import (
     BASE_ALIASES,
     DEFAULT_TERMS,
+    Capacity,
     Health,
     ServedModel,
     Target,
@@ -190,6 +191,19 @@ class Gateway:
             self._reports(),
             self._pod,
             self.restarts(),
+        )
+
+    def capacity(self) -> Capacity | None:
+        """Tell clients what the pod was built for; None while there is no engine."""
+        engine, model, limits = self._state.engine, self._state.model, self._config.engine
+        if engine is None or model is None:
+            return None
+        return Capacity(
+            max_requests=limits.max_running + limits.max_waiting,
+            kv_tokens=engine.kv_blocks * engine.block_size,
+            dtype=engine.dtype,
+            device=engine.device,
+            model_digest=model.digest,
         )
 
     def _reports(self) -> tuple[RevisionReport, ...]:

@@ -99,6 +99,22 @@ class Health:
     detail: str
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """What a pod was built for, for clients who ask before they send."""
+
+    max_requests: int
+    """Requests that run or wait at the same time; one more is refused."""
+    kv_tokens: int
+    """Tokens of all requests together that find room in the cache."""
+    dtype: str
+    """Of weights and cache, as configurations name it."""
+    device: str
+    """Its kind: ``cpu`` or ``cuda``."""
+    model_digest: str
+    """Of the base model's files."""
+
+
 class Backend(Protocol):
     """Models to ask and what runs them."""
 
@@ -151,6 +167,10 @@ class Backend(Protocol):
 
     def status(self) -> RuntimeStatus:
         """Return the pod's report."""
+        ...
+
+    def capacity(self) -> Capacity | None:
+        """Return what the pod was built for; None while it has no engine."""
         ...
 
     def health(self) -> Health:

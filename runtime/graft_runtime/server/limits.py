@@ -25,6 +25,7 @@ from graft_runtime.server.errors import (
     family_of,
     wire_error,
 )
+from graft_runtime.server.load_header import load_header
 from graft_runtime.server.refusals import note_refusal
 from graft_runtime.server.request_headers import open_exchange, read_headers
 from graft_runtime.server.tracing import NoTracer, Tracer
@@ -75,7 +76,8 @@ class LimitsMiddleware:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         exchange = open_exchange(headers, scope["path"])
         scope.setdefault("state", {})["exchange"] = exchange
-        answer = _Answer(send, exchange)
+        more = [] if self._metrics is None else load_header(headers, self._metrics)
+        answer = _Answer(send, exchange, more)
         try:
             self._check_headers(headers)
             read_headers(exchange, headers)
@@ -157,8 +159,9 @@ class LimitsMiddleware:
 class _Answer:
     """Passes an answer on, with the request's id in its headers, and remembers that it began."""
 
-    def __init__(self, send: Send, exchange: Exchange) -> None:
+    def __init__(self, send: Send, exchange: Exchange, more: list[tuple[bytes, bytes]]) -> None:
         self._send = send
+        self._more = more
         self.exchange = exchange
         self.started = False
         self.status = CLIENT_LEFT
@@ -169,6 +172,6 @@ class _Answer:
             self.started = True
             self.status = message["status"]
             own = (b"x-request-id", self.exchange.request_id.encode())
-            message = {**message, "headers": [*message.get("headers", []), own]}
+            message = {**message, "headers": [*message.get("headers", []), own, *self._more]}
         self.num_bytes += len(message.get("body", b""))
         await self._send(message)

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from graft_protocol import __version__
 from graft_runtime.server.context import Frontend, frontend_of
 from graft_runtime.server.fields import MAX_CHOICES, MAX_STOPS
+from graft_runtime.server.openai.completions import MAX_PROMPTS
 
 router = APIRouter()
 
@@ -30,30 +31,28 @@ async def health(request: Request) -> Response:  # noqa: D103 - see the summary
 
 
 def _info(frontend: Frontend) -> dict[str, Any]:
-    """Return the union of what several versions of TGI and LoRAX told."""
-    base = frontend.backend.models()[:1]
-    limit = frontend.backend.max_model_len
-    return {
+    """Return the union of what several versions of TGI and LoRAX told, as far as there is such."""
+    backend = frontend.backend
+    base, limit, capacity = backend.models()[:1], backend.max_model_len, backend.capacity()
+    info: dict[str, Any] = {
         "model_id": base[0].name if base else "",
-        "model_sha": None,
         "model_pipeline_tag": "text-generation",
-        "max_concurrent_requests": None,
         "max_best_of": MAX_CHOICES,
         "max_stop_sequences": MAX_STOPS,
         "max_input_tokens": max(limit - 1, 0),
         "max_input_length": max(limit - 1, 0),
         "max_total_tokens": limit,
-        "model_dtype": None,
-        "model_device_type": None,
-        "waiting_served_ratio": None,
-        "max_batch_total_tokens": None,
-        "max_waiting_tokens": None,
-        "eager_prefill": None,
-        "request_logger_url": None,
-        "sha": None,
-        "docker_label": None,
         "validation_workers": 1,
-        "max_client_batch_size": 1,
+        "max_client_batch_size": MAX_PROMPTS,
         "router": "graft-runtime",
         "version": __version__,
+    }
+    if capacity is None:
+        return info
+    return info | {
+        "model_sha": capacity.model_digest,
+        "model_dtype": f"torch.{capacity.dtype}",
+        "model_device_type": capacity.device,
+        "max_concurrent_requests": capacity.max_requests,
+        "max_batch_total_tokens": capacity.kv_tokens,
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
 
 from graft_protocol.reasons import AdapterState, Reason
 from tests.support.peft_adapters import make_adapter
@@ -38,6 +40,22 @@ async def tokens(pod: RunningPod, model: str, content: str) -> list[int]:
     return ids
 
 
+async def num_prompt_tokens(pod: RunningPod, model: str, content: str) -> int:
+    """Return how long a chat's prompt is that is asked for on a WebSocket."""
+    body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 4}
+    body["stream_options"] = {"include_usage": True}
+    message = {"type": "request", "id": "a", "path": "/v1/chat/completions", "body": body}
+    url = pod.url.replace("http://", "ws://", 1)
+    async with connect(f"{url}/v1/stream", proxy=None) as client:
+        await client.send(json.dumps(message))
+        counts = []
+        while (answer := json.loads(await client.recv()))["type"] == "event":
+            counts += [usage["prompt_tokens"] for usage in (answer["data"].get("usage"),) if usage]
+        assert answer["type"] == "end", answer
+    (count,) = counts
+    return int(count)
+
+
 async def test_each_version_has_the_template_of_its_content(
     pod: RunningPod, tmp_path: Path
 ) -> None:
@@ -61,6 +79,7 @@ async def test_each_version_has_the_template_of_its_content(
     assert answer.json()["usage"]["prompt_tokens"] == len(await tokens(pod, "own", "AB"))
 
     await pod.until(pod.states, lambda found: found.get(bad.revision) is AdapterState.FAILED)
+    assert await num_prompt_tokens(pod, "own", "Ab") == len(await tokens(pod, "own", "AB"))
     reports = {one.revision: one for one in (await pod.status()).revisions}
     assert reports[bad.revision].reason is Reason.MALFORMED_ARTIFACT
     assert "chat_template.jinja" in reports[bad.revision].message

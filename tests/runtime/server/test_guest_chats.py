@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
 
 from graft_protocol.config import ServerSettings
 from graft_runtime.ipc.messages import GuestTemplate
 from graft_runtime.metrics import Metrics
 from graft_runtime.server.app import create_app
 from graft_runtime.server.backend import Target
+from graft_runtime.server.listener import Listener
 from graft_runtime.text.tokenizer import Tokenizer
 from tests.support.fake_backend import ADAPTER, BASE, FakeBackend
 
@@ -79,6 +82,31 @@ async def test_an_adapters_chats_go_through_its_template(
 ) -> None:
     answer = await client.post(path, json={"model": ADAPTER, **body})
     assert answer.status_code == 200, answer.text
+    assert backend.submitted[0].token_ids == expected
+
+
+async def test_chats_on_a_websocket_go_through_its_template(
+    backend: TemplatedBackend, metrics: Metrics, expected: list[int]
+) -> None:
+    app = create_app(backend, ServerSettings(), metrics=metrics)
+    listener = Listener(
+        app, host="127.0.0.1", port=0, drain_timeout_seconds=1, max_message_bytes=65_536
+    )
+    port = await listener.start()
+    message = {
+        "type": "request",
+        "id": "a",
+        "path": "/v1/chat/completions",
+        "body": {"model": ADAPTER, "messages": HELLO},
+    }
+    try:
+        async with connect(f"ws://127.0.0.1:{port}/v1/stream", proxy=None) as client:
+            await client.send(json.dumps(message))
+            while (answer := json.loads(await client.recv()))["type"] == "event":
+                pass
+    finally:
+        await listener.stop()
+    assert answer["type"] == "end", answer
     assert backend.submitted[0].token_ids == expected
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from graft_protocol.config import ServerSettings
 from graft_runtime.errors import DrainingError
+from graft_runtime.ipc.messages import EngineStats
 from graft_runtime.metrics import Metrics
 from graft_runtime.server.app import create_app
 from tests.support.fake_backend import BASE, FakeBackend, chunk
@@ -213,6 +214,36 @@ async def test_a_log_line_has_facts_and_no_text(
     line = json.dumps(facts, default=str)
     assert "hello" not in line
     assert "three" not in line
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (
+            "TEXT",
+            "TEXT named_metrics.kv_cache_usage_perc=0.25, named_metrics.num_requests_waiting=3",
+        ),
+        (
+            "json",
+            'JSON {"named_metrics":{"kv_cache_usage_perc":0.25,"num_requests_waiting":3}}',
+        ),
+        ("BIN", None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_asks_for_the_pods_load_learns_it_from_any_answer(
+    client: httpx.AsyncClient,
+    metrics: Metrics,
+    form: str | None,
+    expected: str | None,
+    stream: bool,
+) -> None:
+    metrics.observe_stats(EngineStats(waiting=3, kv_blocks_used=1, kv_blocks_total=4))
+    headers = {} if form is None else {"endpoint-load-metrics-format": form}
+    for body in ({"prompt": "hello", "stream": stream}, {}):
+        answer = await client.post("/v1/completions", json=body, headers=headers)
+        assert answer.headers.get("endpoint-load-metrics") == expected
 
 
 async def test_the_time_a_client_gives_its_request_reaches_the_backend(

@@ -251,6 +251,19 @@ async def test_info_is_the_union_of_what_clients_read(client: httpx.AsyncClient)
     assert info["model_id"] == "base-model"
     assert info["max_total_tokens"] == 256
     assert info["max_input_length"] == info["max_input_tokens"] == 255
+    assert info["model_sha"] == "sha256:00"
+    assert (info["model_dtype"], info["model_device_type"]) == ("torch.bfloat16", "cpu")
+    assert (info["max_concurrent_requests"], info["max_batch_total_tokens"]) == (320, 16_384)
+    assert None not in info.values()
+
+
+async def test_info_leaves_out_what_only_a_running_engine_knows(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.built_for = None
+    info = (await client.get("/info")).json()
+    assert info["model_id"] == "base-model"
+    assert "model_dtype" not in info
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/ping"])

@@ -71,6 +71,17 @@ async def model_statistics(request: Request, model: str, version: str = "") -> R
     return JSONResponse(frontend.metrics.statistics.report([model]))
 
 
+@router.api_route("/v2/systemsharedmemory/{rest:path}", methods=BOTH, response_model=None)
+@router.api_route("/v2/cudasharedmemory/{rest:path}", methods=BOTH, response_model=None)
+@router.api_route("/v2/logging", methods=BOTH, response_model=None)
+@router.api_route("/v2/trace/setting", methods=BOTH, response_model=None)
+@router.api_route(MODEL + "/trace/setting", methods=BOTH, response_model=None)
+async def not_supported(request: Request) -> Response:
+    """Refuse by name what a pod among others has no use for."""
+    subject = "trace" if request.url.path.endswith("/setting") else request.url.path.split("/")[2]
+    raise NotSupportedError(f"{subject} is not supported")
+
+
 @router.get(MODEL, summary="Describe a model", response_model=None)
 @router.get(VERSIONED, summary="Describe a model", response_model=None)
 async def model_metadata(request: Request, model: str, version: str = "") -> Response:  # noqa: D103 - see the summary
@@ -124,16 +135,6 @@ async def load_model(request: Request, model: str) -> Response:  # noqa: D103 - 
 async def unload_model(request: Request, model: str) -> Response:  # noqa: D103 - see the summary
     await repository.unload(frontend_of(request), model)
     return Response()
-
-
-@router.api_route("/v2/systemsharedmemory/{rest:path}", methods=BOTH, response_model=None)
-@router.api_route("/v2/cudasharedmemory/{rest:path}", methods=BOTH, response_model=None)
-@router.api_route("/v2/logging", methods=BOTH, response_model=None)
-@router.api_route("/v2/trace/setting", methods=BOTH, response_model=None)
-async def not_supported(request: Request) -> Response:
-    """Refuse by name what a pod among others has no use for."""
-    subject = request.url.path.split("/")[2]
-    raise NotSupportedError(f"{subject} is not supported")
 
 
 def _yes_or_no(*, good: bool) -> Response:

@@ -35,7 +35,7 @@ MAX_VARIABLES: Final = 32
 MAX_DOCUMENTS: Final = 256
 _TAKEN: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 """Names that a template reads and that have fields of their own."""
-EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh")
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 DEFAULT_TOOL_PROMPT: Final = (
     "You can call these functions. To call one, answer with nothing but a JSON object of its name "

@@ -254,6 +254,7 @@ async def test_the_repository_lists_what_can_be_asked(
         ("GET", "/v2/systemsharedmemory/status"),
         ("POST", "/v2/cudasharedmemory/region/r/register"),
         ("GET", "/v2/trace/setting"),
+        ("POST", f"{MODEL}/trace/setting"),
         ("POST", "/v2/logging"),
     ],
 )
