@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
 
 from graft_runtime.server.kserve import inference_pb2 as pb
 from graft_runtime.server.kserve.grpc_service import SERVICE
@@ -129,9 +130,46 @@ async def read_grpc(pod: RunningPod) -> int:
     return count
 
 
+async def open_socket(
+    pod: RunningPod, until_end: AsyncExitStack, **options: Any
+) -> ClientConnection:
+    address = f"{pod.url.replace('http://', 'ws://', 1)}/v1/stream"
+    return await until_end.enter_async_context(connect(address, proxy=None, **options))
+
+
+async def ask_socket(client: ClientConnection, body: dict[str, Any]) -> None:
+    message = {"type": "request", "id": "a", "path": "/v1/completions", "body": body}
+    await client.send(json.dumps(message))
+
+
+async def stall_socket(pod: RunningPod, until_end: AsyncExitStack) -> None:
+    # Nobody takes from this queue of one message, and so nothing more is read for it.
+    small = await small_socket(pod.url)
+    # It sends no pings, either: it would leave when their answers are not read.
+    options = {"max_queue": 1, "close_timeout": 0, "ping_interval": None}
+    client = await open_socket(pod, until_end, sock=small, **options)
+    await ask_socket(client, UNREAD)
+
+
+async def read_socket(pod: RunningPod) -> int:
+    count = 0
+    async with AsyncExitStack() as until_end:
+        client = await open_socket(pod, until_end)
+        await ask_socket(client, BODY)
+        while (message := json.loads(await client.recv()))["type"] == "event":
+            count += num_tokens(message["data"])
+        assert message["type"] == "end", message
+    return count
+
+
 async def num_closed(pod: RunningPod) -> float:
     """Return how many SSE streams the server has closed; their requests may have been done."""
     return pod.log.read_text().count("closed a stream that was not read")
+
+
+async def num_sockets_closed(pod: RunningPod) -> float:
+    """Return how many WebSockets the server has closed; their requests may have been done."""
+    return pod.log.read_text().count("closed a connection that was not read")
 
 
 async def num_aborted(pod: RunningPod) -> float:
@@ -146,8 +184,9 @@ async def num_aborted(pod: RunningPod) -> float:
     [
         (stall_http, read_http, num_closed),
         (stall_grpc, read_grpc, num_aborted),
+        (stall_socket, read_socket, num_sockets_closed),
     ],
-    ids=["sse", "grpc"],
+    ids=["sse", "grpc", "websocket"],
 )
 async def test_those_who_read_get_all_and_those_who_do_not_are_given_up(
     pod: RunningPod, stall: Stall, read: Read, num_given_up: Count
@@ -159,3 +198,4 @@ async def test_those_who_read_get_all_and_those_who_do_not_are_given_up(
         assert counts == [NUM_TOKENS] * NORMAL
         await pod.until(lambda: num_given_up(pod), lambda count: count >= STALLED)
         await pod.until(pod.gauges, lambda gauges: not any(gauges.values()))
+    assert '"level": "error"' not in pod.log.read_text()
