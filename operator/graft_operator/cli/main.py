@@ -177,7 +177,7 @@ def adapter() -> None:
 @click.argument("uri")
 @click.option("--name", help="Name of the LoraAdapter; default: the folder's name.")
 @click.option("--namespace", help="Its namespace.")
-@click.option("--service", default="SERVICE", help="Name of its InferenceService.")
+@click.option("--service", default="SERVICE", help="Its InferenceService; else to be put in.")
 @click.option("--secret", help="Secret with the credentials that pods use.")
 @click.option("--endpoint", help="Another object store than the provider's own.")
 @click.option("--overwrite", is_flag=True, help="Replace another version at the same URI.")

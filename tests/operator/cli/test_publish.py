@@ -11,6 +11,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from graft_operator.cli import main
 from graft_operator.cli.publish import open_store
+from graft_operator.errors import InvalidManifestError
 from graft_operator.resources.admission import admit
 from graft_protocol.digest import FileRecord, manifest_digest
 from tests.support.s3 import S3, serve_s3
@@ -159,10 +160,17 @@ def test_its_own_chat_template_is_part_of_an_adapter_if_asked(
     assert "has no chat_template.jinja" in missing.output
     (adapter / "chat_template.jinja").write_text("{{ messages }}")
     plain = yaml.safe_load(publish(adapter, (tmp_path / "a").as_uri()).stdout)
-    own = yaml.safe_load(publish(adapter, (tmp_path / "b").as_uri(), "--chat-template").stdout)
+    more = ("--chat-template", "--service", "tiny")
+    own = yaml.safe_load(publish(adapter, (tmp_path / "b").as_uri(), *more).stdout)
     admit(own, None)
     assert "chatTemplate" not in plain["spec"]
     assert own["spec"]["chatTemplate"] == "Adapter"
     assert own["spec"]["source"]["digest"] != plain["spec"]["source"]["digest"]
     assert (tmp_path / "b" / "chat_template.jinja").is_file()
     assert not (tmp_path / "a" / "chat_template.jinja").exists()
+
+
+def test_a_manifest_whose_service_was_not_put_in_is_refused(adapter: Path, tmp_path: Path) -> None:
+    manifest = yaml.safe_load(publish(adapter, (tmp_path / "a").as_uri()).stdout)
+    with pytest.raises(InvalidManifestError, match=r"spec\.inferenceServiceRef\.name"):
+        admit(manifest, None)
