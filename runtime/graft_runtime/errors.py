@@ -213,10 +213,23 @@ class NotSupportedError(RequestError):
 
 
 class OverloadedError(RequestError):
-    """The queue is full."""
+    """The queue is full, or what one tenant may have in flight is."""
 
     code = "overloaded"
     status = 429
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: int | None = None, limit: int | None = None
+    ) -> None:
+        """Remember what to tell the client.
+
+        Args:
+            message: The whole sentence.
+            retry_after_seconds: When a second try may succeed.
+            limit: How many requests there may be at once, if their number is what is full.
+        """
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.limit = limit
 
 
 class NotReadyError(RequestError):

@@ -242,9 +242,10 @@ class Gateway:
         tenant, limits = _tenant(revision), self._limits(revision)
         if tenant is None or limits is None or limits.max_concurrent_requests is None:
             return
-        if self.streams.num_of_tenant(tenant) + joining > limits.max_concurrent_requests:
-            message = f"{limits.max_concurrent_requests} requests are in flight, which is the limit"
-            raise OverloadedError(message, retry_after_seconds=1)
+        limit = limits.max_concurrent_requests
+        if self.streams.num_of_tenant(tenant) + joining > limit:
+            message = f"{limit} requests are in flight, which is the limit"
+            raise OverloadedError(message, retry_after_seconds=1, limit=limit)
 
     def _limits(self, revision: str | None) -> TenantLimits | None:
         known = self._manager.get(revision) if revision is not None else None

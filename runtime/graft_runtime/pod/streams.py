@@ -119,9 +119,13 @@ class Streams:
         """
         tokens = self._waiting_tokens + prompt_chars // CHARS_PER_TOKEN
         is_full = self._waiting_tokens > 0 and tokens >= self._max_waiting_tokens
-        if is_full or len(self._streams) >= self._limit:
-            wait = self._retry_after_seconds()
-            raise OverloadedError("Model is overloaded", retry_after_seconds=wait)
+        has_most = len(self._streams) >= self._limit
+        if is_full or has_most:
+            raise OverloadedError(
+                "Model is overloaded",
+                retry_after_seconds=self._retry_after_seconds(),
+                limit=self._limit if has_most else None,
+            )
 
     def open(self, stream: Stream) -> None:
         """Count a request in: it waits from now on, for whatever it may be."""

@@ -62,6 +62,8 @@ _ANTHROPIC_TYPES: Final = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+RETRIED: Final = (429, 503)
+"""Statuses of what may succeed when it is tried again later."""
 _CLOSING: Final = (BodyTooLargeError, SlowBodyError, DrainingError)
 """After these the connection is of no more use."""
 
@@ -161,12 +163,30 @@ def anthropic_error(error: RequestError) -> WireError:
 
 def _headers(error: RequestError) -> dict[str, str]:
     headers = {}
-    if error.status in (429, 503):
-        headers["retry-after"] = str(error.retry_after_seconds or 1)
+    if error.status in RETRIED:
+        headers["retry-after"] = str(retry_seconds(error))
+    if isinstance(error, OverloadedError):
+        headers |= _rate_limit(error)
     if isinstance(error, _CLOSING):
         headers["connection"] = "close"
     if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def retry_seconds(error: RequestError) -> int:
+    """Return when a client may try again what may succeed then."""
+    return error.retry_after_seconds or 1
+
+
+def _rate_limit(error: OverloadedError) -> dict[str, str]:
+    """Return the headers by which OpenAI's clients know a limit."""
+    headers = {
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": f"{retry_seconds(error)}s",
+    }
+    if error.limit is not None:
+        headers["x-ratelimit-limit-requests"] = str(error.limit)
     return headers
 
 

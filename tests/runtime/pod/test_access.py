@@ -137,8 +137,9 @@ async def test_a_namespace_has_no_more_requests_in_flight_than_it_may() -> None:
     first = await pod.begin("a", "r0")
     for number, name in enumerate(("b", "c"), start=1):
         await pod.begin(name, f"r{number}")
-    with pytest.raises(OverloadedError):
+    with pytest.raises(OverloadedError) as refusal:
         await pod.begin("a", "r9")
+    assert refusal.value.limit == 2
     submits = [message for message in pod.posted if isinstance(message, Submit)]
     assert [(one.tenant, one.tenant_weight) for one in submits] == [
         ("team", 3),

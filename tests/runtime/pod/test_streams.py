@@ -29,7 +29,9 @@ def test_requests_are_refused_beyond_the_count() -> None:
     for stream in opened:
         streams.check_room()
         streams.open(stream)
-    retry_after(streams)
+    with pytest.raises(OverloadedError) as refusal:
+        streams.check_room()
+    assert refusal.value.limit == 3
     streams.close(opened[0])
     streams.check_room()
 

@@ -252,6 +252,29 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize(("path", "body"), BODIES.items())
+async def test_overload_says_what_is_full_and_when_there_is_room_again(
+    client: httpx.AsyncClient, backend: FakeBackend, path: str, body: dict[str, Any]
+) -> None:
+    backend.refusal = OverloadedError("full", retry_after_seconds=3, limit=8)
+    headers = (await client.post(path, json=body)).headers
+    assert headers["retry-after"] == "3"
+    assert headers["x-ratelimit-limit-requests"] == "8"
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    assert headers["x-ratelimit-reset-requests"] == "3s"
+
+
+async def test_no_limit_is_told_where_it_is_no_number_of_requests_that_is_full(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    told = []
+    for refusal in (OverloadedError("full"), DrainingError("going down")):
+        backend.refusal = refusal
+        headers = (await client.post("/generate", json={"inputs": "x"})).headers
+        told.append([name for name in headers if name.startswith("x-ratelimit-")])
+    assert told == [["x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"], []]
+
+
 @pytest.mark.parametrize(("path", "cause", "status", "expected"), CASES)
 async def test_an_error_is_written_in_the_surfaces_form(
     client: httpx.AsyncClient,

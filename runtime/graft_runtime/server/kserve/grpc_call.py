@@ -6,12 +6,14 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 import grpc
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 
 from graft_runtime.errors import RequestError
 from graft_runtime.server import request_headers
 from graft_runtime.server.caller import set_caller
 from graft_runtime.server.context import Exchange, Frontend
-from graft_runtime.server.errors import as_request_error
+from graft_runtime.server.errors import RETRIED, as_request_error, retry_seconds
 from graft_runtime.server.exchange import within
 from graft_runtime.server.refusals import note_refusal
 
@@ -19,6 +21,9 @@ T = TypeVar("T")
 
 MIN_SECONDS: Final = 0.001
 """What is left of a deadline that is as good as over."""
+
+_DETAILS: Final = "grpc-status-details-bin"
+"""Where gRPC's clients look for more than a code and a sentence."""
 
 _STATUS: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -38,6 +43,27 @@ _STATUS: Final = {
 def status_of(error: RequestError) -> Any:
     """Return the status code that tells a client what kind of error it is."""
     return _STATUS.get(error.status, grpc.StatusCode.INTERNAL)
+
+
+async def abort(context: Any, error: RequestError) -> None:
+    """End an RPC with an error. One that may succeed later says when, as ``google.rpc.RetryInfo``.
+
+    Raises:
+        grpc.aio.AbortError: Always; it is how the library ends an RPC.
+    """
+    code = status_of(error)
+    trailing = tuple(context.trailing_metadata() or ())
+    if error.status in RETRIED:
+        trailing += ((_DETAILS, _retry_info(code, error)),)
+    await context.abort(code, error.message, trailing)
+
+
+def _retry_info(code: Any, error: RequestError) -> bytes:
+    status = Status(code=code.value[0], message=error.message)
+    info = RetryInfo()
+    info.retry_delay.seconds = retry_seconds(error)
+    status.details.add().Pack(info)
+    return bytes(status.SerializeToString())
 
 
 def open_exchange(context: Any, path: str) -> Exchange:

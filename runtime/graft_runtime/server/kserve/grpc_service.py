@@ -18,11 +18,11 @@ from graft_runtime.server.kserve import inference_pb2 as pb
 from graft_runtime.server.kserve.call import Call, answers, prepare, resolve_model
 from graft_runtime.server.kserve.contract import refuse_stream
 from graft_runtime.server.kserve.grpc_call import (
+    abort,
     open_exchange,
     read_metadata,
     refuse,
     run,
-    status_of,
 )
 from graft_runtime.server.kserve.grpc_messages import plain_parameters, read_request, response_to
 from graft_runtime.server.kserve.grpc_stream import InferStream
@@ -70,7 +70,7 @@ class InferenceService:
                 return await behaviour(request, exchange, context)
             except Exception as error:  # noqa: BLE001 - told to the client as a status
                 refusal = refuse(self._frontend, exchange, error)
-                await context.abort(status_of(refusal), refusal.message)
+                await abort(context, refusal)
 
         return call
 

@@ -21,11 +21,11 @@ from graft_runtime.server.context import Exchange, Frontend
 from graft_runtime.server.exchange import SLOW_READER_SECONDS, stop
 from graft_runtime.server.kserve.call import answers, prepare
 from graft_runtime.server.kserve.grpc_call import (
+    abort,
     open_exchange,
     read_metadata,
     refuse,
     run,
-    status_of,
 )
 from graft_runtime.server.kserve.grpc_messages import (
     FINAL,
@@ -102,7 +102,7 @@ class InferStream:
         """Put the reason behind what was written, for a client that reads again some day."""
         error = SlowReaderError("the client does not read its stream")
         with contextlib.suppress(grpc.aio.AbortError, grpc.aio.UsageError):
-            await self._context.abort(status_of(error), error.message)
+            await abort(self._context, error)
 
     async def _read(self, requests: AsyncIterator[ModelInferRequest]) -> None:
         async for request in requests:

@@ -1,4 +1,4 @@
-"""What gRPC's metadata say of a request, and what becomes of clients that do not read."""
+"""What gRPC's metadata say of requests and refusals, and what becomes of who does not read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 
 from graft_protocol.config import ServerSettings
+from graft_runtime.errors import DrainingError, InvalidRequestError, OverloadedError
 from graft_runtime.metrics import Metrics
 from graft_runtime.server.app import create_app
 from graft_runtime.server.backend import Terms
@@ -124,3 +127,28 @@ async def test_a_client_that_reads_nothing_loses_its_requests(
             [each async for each in call]
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert 'graft_aborted_total{reason="slow_reader"} 1.0' in metrics.expose().decode()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "seconds"),
+    [
+        (OverloadedError("full", retry_after_seconds=3), 3),
+        (DrainingError("going down"), 1),
+        (InvalidRequestError("nonsense"), None),
+    ],
+)
+async def test_what_may_be_tried_again_says_when(
+    channel: Any, backend: FakeBackend, refusal: Any, seconds: int | None
+) -> None:
+    backend.refusal = refusal
+    call = infer(channel)(message())
+    code = await call.code()
+    found = dict(await call.trailing_metadata()).get("grpc-status-details-bin")
+    if seconds is None:
+        assert found is None
+        return
+    told = Status.FromString(found)
+    assert (told.code, told.message) == (code.value[0], refusal.message)
+    info = RetryInfo()
+    assert told.details[0].Unpack(info)
+    assert info.retry_delay.seconds == seconds
