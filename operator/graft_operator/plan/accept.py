@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from graft_operator.constants import RESERVED_NAMES
-from graft_operator.plan.quota import QuotaBook
+from graft_operator.plan.quota import Ceiling, Facts, QuotaBook
 from graft_operator.plan.room import RoomBook
 from graft_operator.resources.meta import ObjectKey
+from graft_operator.resources.status import RevisionStatus
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.desired import SERVED_NAME_MAX
 from graft_protocol.reasons import Reason
@@ -41,6 +42,8 @@ class Verdict:
     names: Names | None = None
     held_back: tuple[Reason, str] | None = None
     """Why the version that the spec asks for may not come in, while the one before it serves."""
+    ceiling: Ceiling | None = None
+    """What that version may have; more may be known of it by now than when this was decided."""
 
     @property
     def is_accepted(self) -> bool:
@@ -125,7 +128,24 @@ def accept_adapters(
     for adapter in accepted:
         verdict, reason = verdicts[adapter.key], quota.holding_back(adapter)
         verdicts[adapter.key] = replace(verdict, held_back=reason)
+    for adapter in accepted:
+        ceiling = quota.ceiling(adapter)
+        if ceiling is not None:
+            verdicts[adapter.key] = replace(verdicts[adapter.key], ceiling=ceiling)
     return verdicts
+
+
+def measured(verdict: Verdict, wanted: RevisionStatus) -> Verdict:
+    """Return a verdict that takes into account what pods have found out since it was made.
+
+    Args:
+        verdict: On an adapter.
+        wanted: The version that its spec asks for, as it is known now.
+    """
+    if verdict.held_back is not None or verdict.ceiling is None:
+        return verdict
+    refusal = verdict.ceiling.refusal(Facts(wanted.bytes, wanted.rank))
+    return replace(verdict, held_back=refusal)
 
 
 def _precedence(adapter: LoraAdapter, context: AcceptContext) -> tuple[bool, str, str, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from graft_operator.plan.rollout import wanted_revision
+from graft_operator.resources.meta import ObjectKey
 from graft_operator.resources.tenancy import TenantSpec
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.desired import TenantLimits
@@ -38,6 +39,35 @@ class Facts(NamedTuple):
     rank: int | None = None
 
 
+@dataclass(frozen=True)
+class Ceiling:
+    """What a version may have that follows the one that serves.
+
+    For the moment in which its size is found out: it may be ready to serve in the same moment, and
+    must not before it has been measured.
+    """
+
+    namespace: str
+    used: int
+    """Bytes of all that is counted, without what the update itself adds."""
+    served: int
+    """Bytes of the version that serves."""
+    max_bytes: int | None
+    max_rank: int | None
+
+    def refusal(self, facts: Facts) -> tuple[Reason, str] | None:
+        """Return why there is no room for a version, if there is none."""
+        if facts.rank is not None and self.max_rank is not None and facts.rank > self.max_rank:
+            message = f"rank {facts.rank} is above the {self.max_rank} that is allowed"
+            return Reason.RANK_TOO_LARGE, message
+        more = max(0, (facts.bytes or 0) - self.served)
+        size = self.used + more
+        if self.max_bytes is None or not more or size <= self.max_bytes:
+            return None
+        message = f"namespace {self.namespace} would have {size} of {self.max_bytes} bytes"
+        return Reason.QUOTA_EXCEEDED, message
+
+
 @dataclass
 class QuotaBook:
     """Counts accepted adapters in, in order of precedence."""
@@ -45,6 +75,8 @@ class QuotaBook:
     service: InferenceService
     _adapters: Counter[str] = field(default_factory=Counter)
     _bytes: Counter[str] = field(default_factory=Counter)
+    _growth: dict[ObjectKey, int] = field(default_factory=dict)
+    """What updates add to their adapters' bytes."""
 
     def refusal(self, adapter: LoraAdapter) -> tuple[Reason, str] | None:
         """Return why there is no room for an adapter, if there is none.
@@ -53,7 +85,8 @@ class QuotaBook:
         update, and comes after everybody else (`holding_back`).
         """
         namespace, facts = adapter.metadata.namespace, _served(adapter) or _wanted(adapter)
-        too_large = self._rank_refusal(namespace, facts)
+        ceiling = self._ceiling(namespace, served=0)
+        too_large = ceiling.refusal(Facts(rank=facts.rank))
         tenant = tenant_spec(self.service, namespace)
         if too_large is not None or tenant is None:
             return too_large
@@ -62,7 +95,7 @@ class QuotaBook:
                 Reason.QUOTA_EXCEEDED,
                 f"namespace {namespace} has its {tenant.max_adapters} adapters already",
             )
-        return self._bytes_refusal(namespace, facts.bytes or 0)
+        return ceiling.refusal(facts)
 
     def count_in(self, adapter: LoraAdapter) -> None:
         """Note that an adapter was accepted."""
@@ -75,27 +108,32 @@ class QuotaBook:
         served, wanted = _served(adapter), _wanted(adapter)
         if served is None:
             return None
-        namespace = adapter.metadata.namespace
-        growth = max(0, (wanted.bytes or 0) - (served.bytes or 0))
-        refusal = self._rank_refusal(namespace, wanted) or self._bytes_refusal(namespace, growth)
+        namespace, size = adapter.metadata.namespace, served.bytes or 0
+        refusal = self._ceiling(namespace, size).refusal(wanted)
         if refusal is None:
+            growth = max(0, (wanted.bytes or 0) - size)
             self._bytes[namespace] += growth
+            self._growth[adapter.key] = growth
         return refusal
 
-    def _rank_refusal(self, namespace: str, facts: Facts) -> tuple[Reason, str] | None:
+    def ceiling(self, adapter: LoraAdapter) -> Ceiling | None:
+        """Return what its update may have, once all are counted in; None if it has none."""
+        served, namespace = _served(adapter), adapter.metadata.namespace
+        if served is None:
+            return None
+        found = self._ceiling(namespace, served.bytes or 0)
+        return replace(found, used=found.used - self._growth.get(adapter.key, 0))
+
+    def _ceiling(self, namespace: str, served: int) -> Ceiling:
         tenant = tenant_spec(self.service, namespace)
         ranks = [self.service.spec.adapters.max_rank, tenant.max_rank if tenant else None]
-        bound = min((r for r in ranks if r is not None), default=None)
-        if facts.rank is None or bound is None or facts.rank <= bound:
-            return None
-        return Reason.RANK_TOO_LARGE, f"rank {facts.rank} is above the {bound} that is allowed"
-
-    def _bytes_refusal(self, namespace: str, more: int) -> tuple[Reason, str] | None:
-        tenant, size = tenant_spec(self.service, namespace), self._bytes[namespace] + more
-        if tenant is None or tenant.max_bytes is None or not more or size <= tenant.max_bytes:
-            return None
-        message = f"namespace {namespace} would have {size} of {tenant.max_bytes} bytes"
-        return Reason.QUOTA_EXCEEDED, message
+        return Ceiling(
+            namespace,
+            self._bytes[namespace],
+            served,
+            max_bytes=tenant.max_bytes if tenant else None,
+            max_rank=min((rank for rank in ranks if rank is not None), default=None),
+        )
 
 
 def _served(adapter: LoraAdapter) -> Facts | None:

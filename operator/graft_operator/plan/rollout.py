@@ -59,6 +59,11 @@ def wanted_revision(adapter: LoraAdapter) -> RevisionStatus:
     )
 
 
+def measured_revision(adapter: LoraAdapter, pods: Sequence[PodView]) -> RevisionStatus:
+    """Return the version the spec asks for, with all that pods have found out about it."""
+    return _with_facts(_resolved(adapter, wanted_revision(adapter), pods), pods)
+
+
 def is_rejected(adapter: LoraAdapter, revision: RevisionStatus) -> bool:
     """Whether a version was taken out again, and the source is still the same."""
     rejected = adapter.status.rejected_revision
@@ -76,7 +81,7 @@ def advance(
     if before.current_revision is not None and is_rejected(adapter, wanted_revision(adapter)):
         serving_on = _with_facts(before.current_revision, pods)
         return Versions(serving_on, None, before.rejected_revision)
-    wanted = _with_facts(_resolved(adapter, wanted_revision(adapter), pods), pods)
+    wanted = measured_revision(adapter, pods)
     current = adapter.status.current_revision
     if current is not None and current.id != wanted.id:
         if held_back:

@@ -4,11 +4,22 @@ from typing import Any
 
 import pytest
 
-from graft_operator.plan.accept import AcceptContext, Names, Verdict, accept_adapters
+from graft_operator.plan.accept import (
+    AcceptContext,
+    Names,
+    Verdict,
+    accept_adapters,
+    measured,
+)
 from graft_operator.plan.conditions import adapter_status, stamped
 from graft_operator.plan.desired import adapter_entries
-from graft_operator.plan.quota import tenant_limits, tenant_spec
-from graft_operator.plan.rollout import Versions, advance, wanted_revision
+from graft_operator.plan.quota import Facts, tenant_limits, tenant_spec
+from graft_operator.plan.rollout import (
+    Versions,
+    advance,
+    measured_revision,
+    wanted_revision,
+)
 from graft_operator.resources.status import AdapterStatus
 from graft_operator.resources.v1alpha1 import LoraAdapter
 from graft_protocol.desired import TenantLimits
@@ -144,7 +155,7 @@ def test_a_version_that_serves_takes_room_until_its_successor_does() -> None:
     assert reasons([{"maxBytes": 100}], other) == {"a": "QuotaExceeded"}
 
 
-def updated(old: int, new: int, name: str = "a") -> LoraAdapter:
+def updated(old: int, new: int | None, name: str = "a") -> LoraAdapter:
     """Return an adapter of which one version serves and another one has been looked at."""
     before = served(make_adapter(name, "team-a"), bytes=old).status
     now = make_adapter(name, "team-a", uri="s3://adapters/next", digest=DIGEST_2)
@@ -176,6 +187,42 @@ def test_a_new_version_without_room_leaves_the_old_one_serving_until_there_is_so
     assert verdicts([{"maxBytes": 200}], adapter)["a"].held_back is None
     entries = adapter_entries(adapter, Names("team-a/a"), pods)
     assert {entry.revision for entry in entries} == {current.id, candidate.id}
+
+
+@pytest.mark.parametrize(("size", "held"), [(100, False), (101, True)])
+def test_an_update_is_measured_before_it_serves_also_where_both_are_told_at_once(
+    size: int, held: bool
+) -> None:
+    # When the verdict was made, nobody knew how large the update is.
+    adapter = updated(60, None)
+    current, wanted = adapter.status.current_revision, wanted_revision(adapter)
+    assert current is not None
+    verdict = verdicts([{"maxBytes": 100}], adapter)["a"]
+    assert verdict.held_back is None
+    loaded = [revision_report(one.id, bytes=n) for one, n in ((current, 60), (wanted, size))]
+    pods = [make_pod(*loaded)]
+
+    verdict = measured(verdict, measured_revision(adapter, pods))
+    versions = advance(adapter, pods, held_back=verdict.held_back is not None)
+    assert (verdict.held_back is not None) is held
+    assert versions.current is not None
+    assert versions.current.id == (current.id if held else wanted.id)
+    if held:
+        # As it is found by the next verdict, which knows.
+        status = adapter.status.model_copy(update={"candidate_revision": versions.candidate})
+        known = adapter.model_copy(update={"status": status})
+        assert verdicts([{"maxBytes": 100}], known)["a"].held_back == verdict.held_back
+
+
+def test_what_updates_add_counts_once_for_themselves_and_for_all_others() -> None:
+    two = (updated(30, 50, name="a"), updated(30, None, name="b"))
+    found = verdicts([{"maxBytes": 100, "maxRank": 16}], *two)
+    ceilings = {name: one.ceiling for name, one in found.items()}
+    assert ceilings["a"] is not None
+    assert ceilings["b"] is not None
+    assert [ceilings["a"].refusal(Facts(size)) is None for size in (70, 71)] == [True, False]
+    assert [ceilings["b"].refusal(Facts(size)) is None for size in (50, 51)] == [True, False]
+    assert ceilings["b"].refusal(Facts(rank=99)) is not None
 
 
 def test_an_update_that_has_no_room_takes_none_from_anybody() -> None:
