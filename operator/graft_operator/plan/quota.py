@@ -44,7 +44,7 @@ class Ceiling:
     """What a version may have that follows the one that serves.
 
     For the moment in which its size is found out: it may be ready to serve in the same moment, and
-    must not before it has been measured.
+    must not become current before it has been measured.
     """
 
     namespace: str
