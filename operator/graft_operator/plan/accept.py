@@ -6,14 +6,15 @@ reconcile; the verdicts are what conditions and the desired set are made from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graft_operator.constants import RESERVED_NAMES
 from graft_operator.plan.quota import Ceiling, Facts, QuotaBook
+from graft_operator.plan.rollout import measured_revision
 from graft_operator.plan.room import RoomBook
+from graft_operator.plan.views import PodView
 from graft_operator.resources.meta import ObjectKey
-from graft_operator.resources.status import RevisionStatus
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
 from graft_protocol.desired import SERVED_NAME_MAX
 from graft_protocol.reasons import Reason
@@ -135,15 +136,11 @@ def accept_adapters(
     return verdicts
 
 
-def measured(verdict: Verdict, wanted: RevisionStatus) -> Verdict:
-    """Return a verdict that takes into account what pods have found out since it was made.
-
-    Args:
-        verdict: On an adapter.
-        wanted: The version that its spec asks for, as it is known now.
-    """
+def measured(verdict: Verdict, adapter: LoraAdapter, pods: Sequence[PodView]) -> Verdict:
+    """Return a verdict that takes into account what pods have found out since it was made."""
     if verdict.held_back is not None or verdict.ceiling is None:
         return verdict
+    wanted = measured_revision(adapter, pods)
     refusal = verdict.ceiling.refusal(Facts(wanted.bytes, wanted.rank))
     return replace(verdict, held_back=refusal)
 

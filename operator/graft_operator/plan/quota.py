@@ -75,8 +75,8 @@ class QuotaBook:
     service: InferenceService
     _adapters: Counter[str] = field(default_factory=Counter)
     _bytes: Counter[str] = field(default_factory=Counter)
-    _growth: dict[ObjectKey, int] = field(default_factory=dict)
-    """What updates add to their adapters' bytes."""
+    _updates: dict[ObjectKey, tuple[int, int]] = field(default_factory=dict)
+    """Of adapters with one: bytes of what serves, and what the update adds to them."""
 
     def refusal(self, adapter: LoraAdapter) -> tuple[Reason, str] | None:
         """Return why there is no room for an adapter, if there is none.
@@ -110,19 +110,18 @@ class QuotaBook:
             return None
         namespace, size = adapter.metadata.namespace, served.bytes or 0
         refusal = self._ceiling(namespace, size).refusal(wanted)
-        if refusal is None:
-            growth = max(0, (wanted.bytes or 0) - size)
-            self._bytes[namespace] += growth
-            self._growth[adapter.key] = growth
+        growth = max(0, (wanted.bytes or 0) - size) if refusal is None else 0
+        self._bytes[namespace] += growth
+        self._updates[adapter.key] = size, growth
         return refusal
 
     def ceiling(self, adapter: LoraAdapter) -> Ceiling | None:
         """Return what its update may have, once all are counted in; None if it has none."""
-        served, namespace = _served(adapter), adapter.metadata.namespace
-        if served is None:
+        if adapter.key not in self._updates:
             return None
-        found = self._ceiling(namespace, served.bytes or 0)
-        return replace(found, used=found.used - self._growth.get(adapter.key, 0))
+        served, growth = self._updates[adapter.key]
+        found = self._ceiling(adapter.metadata.namespace, served)
+        return replace(found, used=found.used - growth)
 
     def _ceiling(self, namespace: str, served: int) -> Ceiling:
         tenant = tenant_spec(self.service, namespace)

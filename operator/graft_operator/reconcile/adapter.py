@@ -9,7 +9,7 @@ from graft_operator.errors import InvalidManifestError
 from graft_operator.plan.accept import Verdict, measured
 from graft_operator.plan.canary import seconds_to_next_step
 from graft_operator.plan.conditions import adapter_status, refusal
-from graft_operator.plan.rollout import Versions, advance, measured_revision
+from graft_operator.plan.rollout import Versions, advance
 from graft_operator.reconcile.conclude import write_status
 from graft_operator.reconcile.world import World
 from graft_operator.render.common import label_value
@@ -80,7 +80,7 @@ def _observed_status(
     pods = world.pods_of(service.namespace, label_value(service.name))
     hashes = world.decisions[service].shard_hashes
     wanted_hash = hashes[shard_index(verdict.names.served)] if hashes else ""
-    verdict = measured(verdict, measured_revision(adapter, pods))
+    verdict = measured(verdict, adapter, pods)
     versions = advance(adapter, pods, now, held_back=verdict.held_back is not None)
     return adapter_status(adapter, verdict, versions, pods, wanted_hash)
 

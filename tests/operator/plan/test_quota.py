@@ -17,7 +17,6 @@ from graft_operator.plan.quota import Facts, tenant_limits, tenant_spec
 from graft_operator.plan.rollout import (
     Versions,
     advance,
-    measured_revision,
     wanted_revision,
 )
 from graft_operator.resources.status import AdapterStatus
@@ -202,7 +201,7 @@ def test_an_update_is_measured_before_it_serves_also_where_both_are_told_at_once
     loaded = [revision_report(one.id, bytes=n) for one, n in ((current, 60), (wanted, size))]
     pods = [make_pod(*loaded)]
 
-    verdict = measured(verdict, measured_revision(adapter, pods))
+    verdict = measured(verdict, adapter, pods)
     versions = advance(adapter, pods, held_back=verdict.held_back is not None)
     assert (verdict.held_back is not None) is held
     assert versions.current is not None
