@@ -52,6 +52,8 @@ STALL_TOKENS, SETTLED_TOKENS = 2500, 8
 """How long the streams could be, and how many tokens each has before anything is measured."""
 ZIPF_REQUESTS, ZIPF_RUNNING, ZIPF_EXPONENT = 64, 32, 1.0
 ZIPF_PROMPT, ZIPF_NEW = 32, 64
+ZIPF_CACHE_BYTES = 2**35
+"""A thousand adapters, each once as it came and once as the device wants it, are 19 GB."""
 BATCH = 50
 """Adapters that are loaded and unloaded together in a cycle of `memory`."""
 BIN = Path(sys.executable).parent
@@ -208,7 +210,9 @@ async def zipf(arguments: argparse.Namespace, folder: Path) -> None:
     engine |= {"kvBytes": 2**29, "threads": arguments.threads, "maxWaiting": ZIPF_REQUESTS}
     (folder / "cache").mkdir()
     for slots in arguments.slots:
-        async with serve(model, engine, pages=slots, cache=folder / "cache") as server:
+        async with serve(
+            model, engine, pages=slots, cache=folder / "cache", cache_bytes=ZIPF_CACHE_BYTES
+        ) as server:
             for count in arguments.adapters:
                 some = dict(list(adapters.items())[:count])
                 await server.load_adapters(some)
@@ -232,7 +236,8 @@ async def _zipf_rate(server: Server, names: Sequence[str], seed: int) -> float:
         async with room:
             asked = prompt(chance, ZIPF_PROMPT)
             body = {"model": name, "prompt": asked, "max_tokens": ZIPF_NEW}
-            tokens += await stream(server, body, [])
+            got = await stream(server, body, [])
+        tokens += got
 
     began = time.perf_counter()
     await asyncio.gather(*map(one, models))

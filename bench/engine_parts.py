@@ -86,7 +86,11 @@ class Server:
 
 @asynccontextmanager
 async def serve(
-    model_uri: str, engine: dict[str, Any], pages: int = 1, cache: Path | None = None
+    model_uri: str,
+    engine: dict[str, Any],
+    pages: int = 1,
+    cache: Path | None = None,
+    cache_bytes: int = 10 * 2**30,
 ) -> AsyncIterator[Server]:
     """Start `graft-runtime serve` and wait until it is ready; end it whatever happens.
 
@@ -100,6 +104,7 @@ async def serve(
             "model": {"servedName": "base", "uri": model_uri},
             "engine": engine,
             "adapters": {"devicePages": pages},
+            "cache": {"maxBytes": cache_bytes},
             "server": {
                 "host": "127.0.0.1",
                 **dict(zip(("port", "grpcPort", "internalPort"), ports, strict=True)),
