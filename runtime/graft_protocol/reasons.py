@@ -162,7 +162,11 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.CHECKSUM_MISMATCH: ReasonInfo(
         "The bytes are not those of the digest.", "terminal", _TENANT
     ),
-    Reason.SIGNATURE_INVALID: ReasonInfo("The signature does not verify.", "terminal", _TENANT),
+    Reason.SIGNATURE_INVALID: ReasonInfo(
+        "The service asks for a trusted key's signature: it is missing, or of something else.",
+        "terminal",
+        _TENANT,
+    ),
     Reason.UNSAFE_FORMAT: ReasonInfo("Only safetensors files are loaded.", "terminal", _TENANT),
     Reason.UNSAFE_PATH: ReasonInfo(
         "A path leaves its root or is no plain file.", "terminal", _TENANT

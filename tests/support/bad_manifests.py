@@ -22,7 +22,9 @@ from graft_operator.resources.rollout import DEADLINE_AFTER_START, SOME_PROGRESS
 from graft_operator.resources.scaling import MIN_UP_TO_MAX, SOME_TARGET
 from graft_operator.resources.selector import SELECTS_SOMETHING, VALUES_WHEN_COMPARED
 from graft_operator.resources.tenancy import NAMES_WHEN_LISTED, SELECTOR_WHEN_SELECTED
+from graft_operator.resources.v1alpha1 import UNSIGNED_BY_API
 from tests.support.local import adapter_document, service_document
+from tests.support.signing import public_pem
 
 
 def _tolerating(**toleration: Any) -> Manifest:
@@ -124,6 +126,10 @@ BROKEN_RULES: dict[str, tuple[Manifest, str]] = {
     "no names where they are asked for": (
         service_document(adapters={"allowedNamespaces": {"from": "Listed"}}),
         NAMES_WHEN_LISTED,
+    ),
+    "a way around signatures": (
+        service_document(adapters={"trustedKeys": [public_pem()], "allowRuntimeLoading": True}),
+        UNSIGNED_BY_API,
     ),
     "a share that shrinks": (_steps(10, 5), WEIGHTS_GROW),
     "a share that stays": (_steps(10, 10), WEIGHTS_GROW),

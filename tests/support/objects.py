@@ -35,6 +35,7 @@ def adapter_manifest(
     *,
     uri: str = "s3://adapters/shout",
     digest: str | None = DIGEST_1,
+    signature: str | None = None,
     service: str = "tiny",
     created: str = NOW,
     status: Manifest | None = None,
@@ -45,6 +46,8 @@ def adapter_manifest(
     source: Manifest = {"uri": uri}
     if digest is not None:
         source["digest"] = digest
+    if signature is not None:
+        source["signature"] = signature
     if secret is not None:
         source["credentialsSecretRef"] = {"name": secret}
     return {

@@ -182,12 +182,19 @@ def adapter() -> None:
 @click.option("--endpoint", help="Another object store than the provider's own.")
 @click.option("--overwrite", is_flag=True, help="Replace another version at the same URI.")
 @click.option("--chat-template", is_flag=True, help="Serve it with its own chat_template.jinja.")
+@click.option(
+    "--sign-key",
+    type=FOLDER,
+    help="Sign the digest with the private key in this PEM file; its password, if it has one, "
+    "comes from GRAFT_SIGN_KEY_PASSWORD.",
+)
 def publish(
     folder: Path,
     uri: str,
     endpoint: str | None,
     overwrite: bool,
     chat_template: bool,
+    sign_key: Path | None,
     **names: str | None,
 ) -> None:
     """Copy an adapter's files from FOLDER to URI and print the LoraAdapter manifest.
@@ -198,8 +205,21 @@ def publish(
     """
     from graft_operator.cli.publish import Publication, run_publish
 
-    wanted = Publication(folder, uri, endpoint, overwrite, with_template=chat_template)
+    wanted = Publication(folder, uri, endpoint, overwrite, chat_template, sign_key)
     run_publish(wanted, names)
+
+
+@adapter.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--chat-template", is_flag=True, help="As for `graft adapter publish`.")
+def manifest(folder: Path, chat_template: bool) -> None:
+    """Print the text whose SHA-256 is the digest of the adapter in FOLDER, for other tools to sign.
+
+    One line for each file that belongs to the adapter: name, size in bytes, SHA-256.
+    """
+    from graft_operator.cli.publish import run_manifest
+
+    run_manifest(folder, with_template=chat_template)
 
 
 @adapter.command()

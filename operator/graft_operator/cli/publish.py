@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,16 @@ import yaml
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
+from graft_operator.cli.signing_key import ENV_PASSWORD, read_signing_key, sign
 from graft_operator.constants import API_VERSION, KIND_ADAPTER
 from graft_operator.errors import PublishError
-from graft_protocol.digest import TEMPLATE_FILE, FileRecord, is_adapter_file, manifest_digest
+from graft_protocol.digest import (
+    TEMPLATE_FILE,
+    FileRecord,
+    canonical_manifest,
+    is_adapter_file,
+    manifest_digest,
+)
 
 if TYPE_CHECKING:
     from obstore.store import GCSCredential
@@ -38,20 +46,34 @@ class Publication:
     overwrite: bool = False
     with_template: bool = False
     """Whether the adapter is to be served with its own chat template."""
+    sign_key: Path | None = None
+    """File with the private key that signs the digest."""
 
 
 def run_publish(wanted: Publication, names: Mapping[str, str | None]) -> None:
     """Copy the files and print the manifest.
 
     Raises:
-        PublishError: The folder holds no adapter, or it could not be copied.
+        PublishError: The folder holds no adapter, or it could not be signed or copied.
     """
     files = adapter_files(wanted.folder, with_template=wanted.with_template)
+    key = wanted.sign_key and read_signing_key(wanted.sign_key, os.environ.get(ENV_PASSWORD))
     digest = publish(wanted, files)
     total = sum(path.stat().st_size for path in files.values())
     click.echo(f"published {len(files)} files, {total} bytes, {digest}", err=True)
-    document = manifest(wanted, digest, names)
+    document = manifest(wanted, digest, names, signature=sign(key, digest) if key else None)
     click.echo(yaml.safe_dump(document, sort_keys=False), nl=False)
+
+
+def run_manifest(folder: Path, *, with_template: bool) -> None:
+    """Print the text that a digest is made of, and that other tools sign.
+
+    Raises:
+        PublishError: The folder holds no adapter.
+    """
+    files = adapter_files(folder, with_template=with_template)
+    records = (_record(name, path) for name, path in files.items())
+    click.echo(canonical_manifest(records), nl=False)
 
 
 def adapter_files(folder: Path, *, with_template: bool = False) -> dict[str, Path]:
@@ -153,12 +175,19 @@ def _azure(account: str, path: str, endpoint: str | None) -> tuple[Store, str]:
     return AzureStore(container, **options), prefix
 
 
-def manifest(wanted: Publication, digest: str, names: Mapping[str, str | None]) -> dict[str, Any]:
+def manifest(
+    wanted: Publication,
+    digest: str,
+    names: Mapping[str, str | None],
+    signature: str | None = None,
+) -> dict[str, Any]:
     """Return the LoraAdapter that serves what was published."""
     metadata = {"name": names.get("name") or wanted.folder.resolve().name.lower().replace("_", "-")}
     if names.get("namespace"):
         metadata["namespace"] = str(names["namespace"])
     source: dict[str, Any] = {"uri": wanted.uri, "digest": digest}
+    if signature is not None:
+        source["signature"] = signature
     if names.get("secret"):
         source["credentialsSecretRef"] = {"name": names["secret"]}
     template = {"chatTemplate": "Adapter"} if wanted.with_template else {}

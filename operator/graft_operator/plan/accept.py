@@ -13,6 +13,7 @@ from graft_operator.constants import RESERVED_NAMES
 from graft_operator.plan.quota import Ceiling, Facts, QuotaBook
 from graft_operator.plan.rollout import measured_revision
 from graft_operator.plan.room import RoomBook
+from graft_operator.plan.signature import unsigned, untrusted_revision, without_revision
 from graft_operator.plan.views import PodView
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
@@ -45,6 +46,8 @@ class Verdict:
     """Why the version that the spec asks for may not come in, while the one before it serves."""
     ceiling: Ceiling | None = None
     """What that version may have; more may be known of it by now than when this was decided."""
+    untrusted: str | None = None
+    """The version that served before it, if no trusted key signed that: it is to be forgotten."""
 
     @property
     def is_accepted(self) -> bool:
@@ -116,16 +119,17 @@ def accept_adapters(
     accepted: list[LoraAdapter] = []
     for adapter in sorted(adapters, key=lambda item: _precedence(item, context)):
         verdict = _refused(service, adapter, context) or _named(service, adapter, taken)
+        trusted = without_revision(adapter, verdict.untrusted)
         if verdict.names is not None:
-            no_room = quota.refusal(adapter) or room.refusal(adapter, verdict.names.every)
+            no_room = quota.refusal(trusted) or room.refusal(trusted, verdict.names.every)
             verdict = Verdict(*no_room) if no_room is not None else verdict
         verdicts[adapter.key] = verdict
         if verdict.names is not None:
-            quota.count_in(adapter)
-            room.count_in(adapter, verdict.names.every)
+            quota.count_in(trusted)
+            room.count_in(trusted, verdict.names.every)
             owner = f"LoraAdapter {adapter.qualified_name}"
             taken |= dict.fromkeys(verdict.names.every, owner)
-            accepted.append(adapter)
+            accepted.append(trusted)
     for adapter in accepted:
         verdict, reason = verdicts[adapter.key], quota.holding_back(adapter)
         verdicts[adapter.key] = replace(verdict, held_back=reason)
@@ -182,6 +186,9 @@ def _refused(
     misplaced = _check_place(service, adapter.spec.source.uri)
     if misplaced is not None:
         return misplaced
+    problem = unsigned(service, adapter)
+    if problem:
+        return Verdict(Reason.SIGNATURE_INVALID, problem)
     ref = adapter.spec.source.credentials_secret_ref
     refused = _check_secret(service, adapter.metadata.namespace, ref.name, context) if ref else None
     return refused or _check_keys(adapter, context)
@@ -255,7 +262,9 @@ def _named(service: InferenceService, adapter: LoraAdapter, taken: Mapping[str, 
     for name in names.every:
         if name in taken:
             return Verdict(Reason.NAME_CONFLICT, f"the name {name!r} is held by {taken[name]}")
-    return Verdict(Reason.ACCEPTED, f"served as {names.served}", names)
+    untrusted = untrusted_revision(service, adapter)
+    message = f"served as {names.served}"
+    return Verdict(Reason.ACCEPTED, message, names, untrusted=untrusted)
 
 
 def _wanted_names(service: InferenceService, adapter: LoraAdapter) -> Names:

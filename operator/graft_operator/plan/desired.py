@@ -14,6 +14,7 @@ from typing import NamedTuple
 from graft_operator.plan.accept import Names, Verdict
 from graft_operator.plan.canary import ALL
 from graft_operator.plan.rollout import is_rejected, wanted_revision
+from graft_operator.plan.signature import without_revision
 from graft_operator.plan.views import PodView
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.resources.status import RevisionStatus
@@ -48,7 +49,8 @@ def desired_shards(
         if verdict is not None and verdict.names is not None:
             grant = grants.get(adapter.key, OPEN)
             held_back = verdict.held_back is not None
-            entries += adapter_entries(adapter, verdict.names, pods, grant, held_back=held_back)
+            trusted = without_revision(adapter, verdict.untrusted)
+            entries += adapter_entries(trusted, verdict.names, pods, grant, held_back=held_back)
     return build_shards(entries)
 
 

@@ -44,7 +44,10 @@ def wanted_revision(adapter: LoraAdapter) -> RevisionStatus:
     wanted = content_hash(text.encode())
     for known in (status.current_revision, status.candidate_revision):
         if known is not None and known.source_hash == wanted and known.digest:
-            return known
+            if known.signature == source.signature:
+                return known
+            # What is signed anew is no other version.
+            return known.model_copy(update={"signature": source.signature})
     if source.digest is not None:
         revision = pinned_revision(namespace, name, source.digest)
     else:
@@ -52,6 +55,7 @@ def wanted_revision(adapter: LoraAdapter) -> RevisionStatus:
     return RevisionStatus(
         id=revision,
         digest=source.digest,
+        signature=source.signature,
         uri=source.uri,
         credential=credential,
         source_hash=wanted,

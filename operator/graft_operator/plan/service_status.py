@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from graft_operator.constants import ENDPOINTS_MAX, MESSAGE_MAX
 from graft_operator.plan.accept import Verdict
 from graft_operator.plan.conditions import stalled
+from graft_operator.plan.signature import unusable_keys
 from graft_operator.plan.template import TemplateChoice
 from graft_operator.plan.views import DeploymentView, PodView, taking_requests
 from graft_operator.resources.meta import Condition, Status, condition_of
@@ -97,7 +98,7 @@ def _conditions(facts: ServiceFacts, serving: Sequence[PodView]) -> tuple[Condit
     if not serving:
         available = _refused("Available", facts) or available
     found = (
-        _refused("Accepted", facts) or _condition("Accepted", status=True, reason=Reason.ACCEPTED),
+        _refused("Accepted", facts) or _accepted(facts),
         _scheduled(facts),
         available,
         _refused("Progressing", facts) or _progressing(facts, serving),
@@ -114,6 +115,14 @@ def _refused(type_: str, facts: ServiceFacts) -> Condition | None:
         return None
     reason, message = facts.refusal.reason, facts.refusal.message
     return _condition(type_, status=False, reason=reason, message=message)
+
+
+def _accepted(facts: ServiceFacts) -> Condition:
+    """Return whether all of the spec works: a key that does not keeps nobody out but adapters."""
+    problem = unusable_keys(facts.service)
+    if problem:
+        return _condition("Accepted", status=False, reason=Reason.INVALID_SPEC, message=problem)
+    return _condition("Accepted", status=True, reason=Reason.ACCEPTED)
 
 
 def _scheduled(facts: ServiceFacts) -> Condition:

@@ -10,6 +10,7 @@ from graft_operator.plan.accept import Verdict, measured
 from graft_operator.plan.canary import seconds_to_next_step
 from graft_operator.plan.conditions import adapter_status, refusal
 from graft_operator.plan.rollout import Versions, advance
+from graft_operator.plan.signature import without_revision
 from graft_operator.reconcile.conclude import write_status
 from graft_operator.reconcile.world import World
 from graft_operator.render.common import label_value
@@ -73,6 +74,7 @@ def _verdict(world: World, adapter: LoraAdapter) -> Verdict | None:
 def _observed_status(
     world: World, adapter: LoraAdapter, verdict: Verdict, now: str
 ) -> AdapterStatus:
+    adapter = without_revision(adapter, verdict.untrusted)
     recorded = Versions(adapter.status.current_revision, adapter.status.candidate_revision)
     if verdict.names is None or adapter.spec.suspend:
         return adapter_status(adapter, verdict, recorded, (), "")

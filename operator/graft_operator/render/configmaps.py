@@ -33,7 +33,7 @@ TELLS_DRAIN = 2
 """First revision that names the drain timeout. The pod's grace period is made from it, so a runtime
 with another default of its own must not decide."""
 
-_PLAN_ONLY = {"allowed_namespaces", "claims", "tenants"}
+_PLAN_ONLY = {"allowed_namespaces", "claims", "tenants", "trusted_keys"}
 """Fields of `spec.adapters` that the runtime never hears of."""
 _WHEN_SET = ("allowed_uris", "allow_runtime_loading")
 """Left out while empty, so that services from before keep the configuration they have."""

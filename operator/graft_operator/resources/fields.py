@@ -14,6 +14,8 @@ OBJECT_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 NAMESPACE_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
 LABEL_PATTERN = r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$"
 KEY_PATTERN = r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+PUBLIC_KEY_PATTERN = r"^\s*-----BEGIN PUBLIC KEY-----[A-Za-z0-9+/=\s]+-----END PUBLIC KEY-----\s*$"
+SIGNATURE_PATTERN = r"^[A-Za-z0-9+/]+={0,2}$"
 TIME_PATTERN = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z$"
 
 
@@ -58,6 +60,10 @@ SecondsOrZero = Annotated[float, Field(ge=0, le=SECONDS_MAX)]
 ObjectName = Annotated[str, Field(pattern=OBJECT_NAME_PATTERN, min_length=1, max_length=253)]
 """Of another object. It becomes a part of a path to it, so it must not hold a slash."""
 Namespace = Annotated[str, Field(pattern=NAMESPACE_PATTERN, min_length=1, max_length=63)]
+PublicKey = Annotated[str, Field(pattern=PUBLIC_KEY_PATTERN, max_length=1600)]
+"""PEM, up to RSA of 8192 bits. A private key does not fit the pattern, so none is ever stored."""
+Signature = Annotated[str, Field(pattern=SIGNATURE_PATTERN, max_length=1400)]
+"""Base64 without line breaks."""
 LabelKey = Annotated[str, Field(pattern=KEY_PATTERN, max_length=317)]
 LabelValue = Annotated[str, Field(pattern=LABEL_PATTERN, max_length=63)]
 Quantity = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from graft_operator.constants import ENDPOINTS_MAX, FAILURES_MAX
-from graft_operator.resources.fields import Moment
+from graft_operator.resources.fields import Moment, Signature
 from graft_operator.resources.meta import Condition, Manifest, Open
 from graft_protocol.digest import DIGEST_PATTERN
 from graft_protocol.revisions import parse_revision
@@ -91,6 +91,8 @@ class RevisionStatus(Open):
     """`<namespace>/<name>@<digest12>`, or `@pending-...` while the digest is unknown."""
     digest: Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)] | None = None
     """Content identity."""
+    signature: Signature | None = None
+    """Of the digest, as the spec had it."""
     uri: Text
     """Where this version's files are."""
     chat_template: bool | None = None

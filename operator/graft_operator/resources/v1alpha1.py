@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from graft_operator.constants import KIND_ADAPTER, KIND_SERVICE
 from graft_operator.resources.canary import AdapterRollout
@@ -25,8 +25,10 @@ from graft_operator.resources.fields import (
     Moment,
     Namespace,
     ObjectName,
+    PublicKey,
     Seconds,
     SecondsOrZero,
+    Signature,
 )
 from graft_operator.resources.meta import Closed, ObjectKey, ObjectMeta
 from graft_operator.resources.placement import ResourcesSpec, SchedulingSpec
@@ -51,6 +53,8 @@ URI_PATTERN = (
 )
 URI_PREFIX_PATTERN = r"^(s3|gs|az|hf|https|pvc|file)://[^\s?#]*$"
 ENDPOINT_PATTERN = r"^https?://[^\s/@?#]+$"
+
+UNSIGNED_BY_API = "allowRuntimeLoading goes around trustedKeys: set one of the two"
 
 NO_DOT_DOT = {
     "x-kubernetes-validations": [
@@ -134,6 +138,18 @@ class AdaptersSpec(Closed):
     What is left out keeps the runtime's own default.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!has(self.trustedKeys) || size(self.trustedKeys) == 0 || "
+                    "!has(self.allowRuntimeLoading) || !self.allowRuntimeLoading",
+                    "message": UNSIGNED_BY_API,
+                }
+            ]
+        }
+    )
+
     max_rank: Annotated[int, Field(ge=1, le=512)] | None = None
     """Largest rank of any module of an adapter."""
     device_pages: Count | None = None
@@ -167,6 +183,16 @@ class AdaptersSpec(Closed):
     claims: Annotated[tuple[ObjectName, ...], Field(max_length=16)] = ()
     """PersistentVolumeClaims of the service's namespace, mounted read-only in every pod, that
     adapters may name as `pvc://claim/folder`. The model's own needs no entry."""
+    trusted_keys: Annotated[tuple[PublicKey, ...], Field(max_length=16)] = ()
+    """Public keys in PEM (`-----BEGIN PUBLIC KEY-----`): ECDSA on P-256, P-384 or P-521, or RSA of
+    at least 2048 bits. With any, an adapter is taken only with a digest and a signature of it by
+    one of them. Empty asks for no signatures. Not together with `allowRuntimeLoading`."""
+
+    @model_validator(mode="after")
+    def _has_no_way_around_signatures(self) -> AdaptersSpec:
+        if self.trusted_keys and self.allow_runtime_loading:
+            raise ValueError(UNSIGNED_BY_API)
+        return self
 
 
 class ServerSpec(Closed):
@@ -246,6 +272,10 @@ class AdapterSource(Closed):
     digest: Digest | None = None
     """Content identity, as `graft adapter publish` prints it. Without it the first pod that reads
     the source decides, and the digest it found is recorded and kept."""
+    signature: Signature | None = None
+    """Of the digest, in base64: ECDSA (DER) or RSA (PKCS #1 v1.5) with SHA-256 over the manifest's
+    text, as `graft adapter publish --sign-key` prints it. Asked for by a service with
+    `adapters.trustedKeys`."""
     credentials_secret_ref: SecretRef | None = None
     """Opens the source. Without it the pod's own identity is used."""
 

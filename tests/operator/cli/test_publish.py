@@ -1,6 +1,8 @@
 """`graft adapter publish`: to files and to a real S3 endpoint."""
 
 import hashlib
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +13,13 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from graft_operator.cli import main
 from graft_operator.cli.publish import open_store
+from graft_operator.cli.signing_key import ENV_PASSWORD
 from graft_operator.errors import InvalidManifestError
+from graft_operator.plan.public_key import has_signed
 from graft_operator.resources.admission import admit
 from graft_protocol.digest import FileRecord, manifest_digest
 from tests.support.s3 import S3, serve_s3
+from tests.support.signing import private_pem, public_pem
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +38,13 @@ def adapter(tmp_path: Path) -> Path:
     return folder
 
 
-def publish(folder: Path, uri: str, *more: str) -> Result:
-    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_REGION": "us-east-1"}
+def publish(folder: Path, uri: str, *more: str, **env: str) -> Result:
+    keys = {
+        **env,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_REGION": "us-east-1",
+    }
     return CliRunner(env=keys).invoke(main, ["adapter", "publish", str(folder), uri, *more])
 
 
@@ -174,3 +184,72 @@ def test_a_manifest_whose_service_was_not_put_in_is_refused(adapter: Path, tmp_p
     manifest = yaml.safe_load(publish(adapter, (tmp_path / "a").as_uri()).stdout)
     with pytest.raises(InvalidManifestError, match=r"spec\.inferenceServiceRef\.name"):
         admit(manifest, None)
+
+
+def test_the_manifests_text_is_what_the_digest_is_made_of(adapter: Path) -> None:
+    done = CliRunner().invoke(main, ["adapter", "manifest", str(adapter)])
+    assert done.exit_code == 0, done.output
+    assert f"sha256:{hashlib.sha256(done.stdout_bytes).hexdigest()}" == digest_of(adapter)
+    own = CliRunner().invoke(main, ["adapter", "manifest", str(adapter), "--chat-template"])
+    assert "has no chat_template.jinja" in own.output
+
+
+@pytest.mark.parametrize("kind", ["P-256", "RSA-2048"])
+@pytest.mark.parametrize("password", [None, "of the key"])
+def test_a_digest_is_signed_with_the_key_in_a_file(
+    adapter: Path, tmp_path: Path, kind: str, password: str | None
+) -> None:
+    key = tmp_path / "key.pem"
+    key.write_bytes(private_pem(kind, password=password))
+    env = {ENV_PASSWORD: password or "of another key, and not asked for"}
+    more = ("--service", "tiny", "--sign-key", str(key))
+    done = publish(adapter, (tmp_path / "a").as_uri(), *more, **env)
+    assert done.exit_code == 0, done.output
+    manifest = yaml.safe_load(done.stdout)
+    admit(manifest, None)
+    source = manifest["spec"]["source"]
+    assert has_signed(public_pem(kind), digest_of(adapter), source["signature"])
+
+
+@pytest.mark.parametrize(
+    ("text", "env", "message"),
+    [
+        (private_pem(password="x"), {}, f"is encrypted: put its password into {ENV_PASSWORD}"),
+        (private_pem(password="x"), {ENV_PASSWORD: "y"}, f"in {ENV_PASSWORD} does not open"),
+        (private_pem("Ed25519"), {}, "is Ed25519; keys have to be ECDSA on P-256"),
+        (private_pem("RSA-1024"), {}, "is RSA of 1024 bits; keys have to be"),
+        (public_pem().encode(), {}, "is no private key in PEM"),
+        (b"", {}, "is no private key in PEM"),
+        (None, {}, "No such file"),
+    ],
+)
+def test_with_a_key_that_cannot_sign_nothing_is_copied(
+    adapter: Path, tmp_path: Path, text: bytes | None, env: dict[str, str], message: str
+) -> None:
+    key = tmp_path / "key.pem"
+    if text is not None:
+        key.write_bytes(text)
+    done = publish(adapter, (tmp_path / "a").as_uri(), "--sign-key", str(key), **env)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl here")
+@pytest.mark.parametrize("kind", ["P-256", "P-384", "RSA-2048"])
+def test_what_openssl_signs_as_the_docs_say_is_a_signature(
+    adapter: Path, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "key.pem").write_bytes(private_pem(kind))
+    text = CliRunner().invoke(main, ["adapter", "manifest", str(adapter)]).stdout_bytes
+    (tmp_path / "manifest").write_bytes(text)
+    command = "openssl dgst -sha256 -sign key.pem manifest | openssl base64 -A"
+    made = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=True)
+    assert has_signed(public_pem(kind), digest_of(adapter), made.stdout.decode())
+    public = subprocess.run(
+        ["openssl", "pkey", "-in", "key.pem", "-pubout"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    assert public.stdout.decode() == public_pem(kind)

@@ -6,6 +6,7 @@ from pathlib import Path
 from graft_protocol.digest import short_digest
 from tests.support.fake_runtime import digest_of
 from tests.support.local import adapter_document, running, secret_document, service_document
+from tests.support.signing import public_pem, signature
 
 
 def revision(name: str, uri: str) -> str:
@@ -132,6 +133,32 @@ async def test_an_endpoint_that_the_service_does_not_allow_is_refused(tmp_path: 
         allowed = service_document(adapters={"allowedEndpoints": [endpoint]})
         run.write(allowed, adapter, secret)
         await run.until(lambda: run.adapter("shout") == ("True", "Available"))
+
+
+async def test_a_key_that_is_no_longer_trusted_takes_its_adapters_out_of_running_pods(
+    tmp_path: Path,
+) -> None:
+    ours, theirs = (
+        service_document(adapters={"trustedKeys": [public_pem(name=name)]})
+        for name in ("ours", "theirs")
+    )
+    uri = "s3://fake/ok-v1"
+    digest = digest_of(uri)
+    signed = {"digest": digest, "signature": signature(digest)}
+    adapters = adapter_document("shout", uri, source=signed), adapter_document("bare", uri)
+    async with running(tmp_path, ours, *adapters) as run:
+        await run.until_ready("shout")
+        await run.until(lambda: run.adapter("bare") == ("False", "SignatureInvalid"))
+        assert await run.which("shout") == revision("shout", uri)
+        assert await run.which("bare") is None
+        run.write(theirs, *adapters)
+        await run.until(lambda: run.adapter("shout") == ("False", "SignatureInvalid"))
+        async with asyncio.timeout(10):
+            while await run.which("shout") is not None:
+                await asyncio.sleep(0.01)
+        run.write(ours, *adapters)
+        await run.until_ready("shout")
+        assert run.log_of("tiny-0").count('"up"') == 1
 
 
 async def test_a_claim_is_a_folder_of_this_machine_that_the_pods_see(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from graft_operator.resources.status import ServiceStatus
 from graft_protocol.reasons import EngineState, Reason
 from graft_protocol.status import ModelReport, ProgressReport
 from tests.support.objects import make_adapter, make_pod, make_service, status_report
+from tests.support.signing import public_pem
 
 PIN = TemplatePin(1, "image")
 NEWER = TemplatePin(2, "newer")
@@ -219,3 +220,15 @@ def test_a_rollout_past_its_deadline_is_stalled_until_it_is_done() -> None:
     done = status_of(pod("a"), pod("b"), deployment=overdue)
     assert turn(done, "Progressing") == ("False", "Available")
     assert condition_of(done.conditions, "Stalled") is None
+
+
+def test_a_key_that_cannot_be_used_is_told_and_the_base_model_serves_on() -> None:
+    keys = [public_pem(), public_pem("Ed25519")]
+    service = make_service(replicas=2, adapters={"trustedKeys": keys})
+    status = status_of(pod("a"), pod("b"), service=service)
+    assert turn(status, "Accepted") == ("False", "InvalidSpec")
+    assert turn(status, "Stalled") == ("True", "InvalidSpec")
+    assert turn(status, "Ready") == ("True", "Available")
+    told = condition_of(status.conditions, "Accepted")
+    assert told is not None
+    assert told.message.startswith("spec.adapters.trustedKeys[1] is Ed25519;")
