@@ -157,6 +157,10 @@ class Reporter:
         if self._ready[key]:
             pods = f"{status.get('readyReplicas', 0)} of {service['spec'].get('replicas', 1)} pods"
             self._say(f"{short_name(key)}: Ready at {status.get('url', '')} ({pods})", good=True)
+            if accepted.get("status") == "False":
+                # What serves hides that a part of the spec does not work.
+                text = f"{accepted['reason']}: {accepted.get('message', '')}"
+                self._say(f"{short_name(key)}: {text}", bad=True)
         else:
             is_bad = REASONS[Reason(ready["reason"])].retry != "none"
             text = f"{ready['reason']}: {ready.get('message', '')}"

@@ -10,7 +10,7 @@ import pytest
 from graft_operator.cli.reporter import Reporter
 from graft_operator.cluster.store import ObjectStore
 from graft_operator.resources.meta import ObjectKey, uid_of
-from tests.support.local import adapter_document
+from tests.support.local import adapter_document, service_document
 
 KEY = ObjectKey("LoraAdapter", "default", "stuck")
 
@@ -60,4 +60,16 @@ def test_an_adapter_on_its_way_is_listed_and_not_called_bad(told: Told) -> None:
     assert told.lines == []
     assert list(told.reporter.unready(told.store)) == [
         "lora/stuck: not Ready: Pending: no pod of the service is ready yet"
+    ]
+
+
+def test_a_part_of_a_spec_that_does_not_work_is_told_beside_what_serves(told: Told) -> None:
+    uid = uid_of(told.store.apply(service_document()))
+    accepted = {"type": "Accepted", "status": "False", "reason": "InvalidSpec", "message": "a key"}
+    ready = {"type": "Ready", "status": "True", "reason": "Available", "message": ""}
+    status = {"url": "http://x", "readyReplicas": 1, "conditions": [accepted, ready]}
+    told.store.set_status(ObjectKey("InferenceService", "default", "tiny"), uid, status)
+    assert told.lines == [
+        "+ gis/tiny: Ready at http://x (1 of 1 pods)",
+        "! gis/tiny: InvalidSpec: a key",
     ]
