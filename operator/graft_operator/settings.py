@@ -17,7 +17,7 @@ class ControlSettings:
     poll_busy_seconds: float = 0.2
     """Pause between two reads of a pod's report while something is on its way."""
     poll_idle_seconds: float = 2.0
-    """The same while nothing is."""
+    """The same while nothing is; also the longest pause where a pod gives no report."""
     polls_busy_per_second: float = 100.0
     """Most reports read in a second while something is on its way: the more pods, the rarer each
     is asked. One read costs about 0.3 ms of CPU."""

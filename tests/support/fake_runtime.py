@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ POLL_SECONDS = 0.02
 Answer = tuple[int, dict[str, str], bytes]
 
 
+class Trouble(Enum):
+    """What is wrong with a pod that still takes requests."""
+
+    HANGS = auto()
+    """Whoever asks for its report gets no answer, ever."""
+    FAILS = auto()
+    """Whoever asks for its report is told of an internal error."""
+
+
 def digest_of(uri: str) -> str:
     """Return the digest that the content of a source has here."""
     return "sha256:" + hashlib.sha256(uri.encode()).hexdigest()
@@ -83,6 +93,9 @@ class FakeRuntime:
         self._answer: tuple[str, str, bytes] | None = None
         self.state = EngineState.STARTING
         self.reason: Reason | None = None
+        self.trouble: Trouble | None = None
+        self.asked = 0
+        """How often somebody wanted its report."""
 
     @property
     def token(self) -> str:
@@ -219,11 +232,14 @@ class FakeRuntime:
         ok = {"/livez": True, "/readyz": self.is_ready, "/startupz": self.is_ready}
         return (200 if ok.get(path) else 503), {}, b""
 
-    def internal(self, path: str, headers: dict[str, str]) -> Answer:
+    def internal(self, path: str, headers: dict[str, str]) -> Answer | None:
         if headers.get("authorization") != f"Bearer {self.token}":
             return 401, {}, b""
         if path != STATUS_PATH:
             return 404, {}, b""
+        self.asked += 1
+        if self.trouble is not None:
+            return (500, {}, b"") if self.trouble is Trouble.FAILS else None
         if self._answer is None:
             status = self.status()
             body = status.to_json().encode()
@@ -236,8 +252,11 @@ class FakeRuntime:
         return 200, tags, body
 
 
-def serve_with(answer: Callable[[str, dict[str, str]], Answer]) -> Callable[..., Any]:
-    """Return a connection handler that answers each request of a kept connection."""
+def serve_with(answer: Callable[[str, dict[str, str]], Answer | None]) -> Callable[..., Any]:
+    """Return a connection handler that answers each request of a kept connection.
+
+    Where there is no answer, it waits until whoever asked has hung up.
+    """
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -246,7 +265,11 @@ def serve_with(answer: Callable[[str, dict[str, str]], Answer]) -> Callable[...,
                 first, *lines = head.strip().split("\r\n")
                 pairs = (line.split(":", 1) for line in lines)
                 headers = {key.strip().lower(): value.strip() for key, value in pairs}
-                code, extra, body = answer(first.split()[1], headers)
+                found = answer(first.split()[1], headers)
+                if found is None:
+                    await reader.read()
+                    raise ConnectionAbortedError
+                code, extra, body = found
                 extra |= {"Content-Length": str(len(body)), "Content-Type": "application/json"}
                 text = "".join(f"{key}: {value}\r\n" for key, value in extra.items())
                 writer.write(f"HTTP/1.1 {code} X\r\n{text}\r\n".encode() + body)

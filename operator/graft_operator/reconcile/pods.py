@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from graft_operator.errors import RuntimeUnreachableError
+from graft_operator.reconcile.queue import Backoff
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.runtime_client import Report, RuntimeClient
 from graft_operator.settings import ControlSettings
@@ -131,7 +132,7 @@ class PodPoller:
 
     async def _poll(self, pod: ObjectKey, followed: _Followed) -> None:
         loop = asyncio.get_running_loop()
-        answered = loop.time()
+        answered, failures = loop.time(), 0
         while True:
             report, incarnation = followed.report, followed.incarnation
             endpoint = self._locate(pod)
@@ -140,18 +141,21 @@ class PodPoller:
                     report = await self._client.read(
                         endpoint.url, endpoint.token, report, counts=endpoint.counts
                     )
-                    answered = loop.time()
+                    answered, failures = loop.time(), 0
                 except RuntimeUnreachableError as error:
+                    failures += 1
                     log.debug("%s: %s", pod, error)
             is_silent = loop.time() - answered > self._settings.unreachable_seconds
             if incarnation != followed.incarnation:
+                failures = 0
                 continue
             self._take_in(pod, followed, None if is_silent else report)
             if is_silent or report is not None:
                 followed.is_settled.set()
             followed.kick.clear()
+            pause = self._pause(pod, followed.report, failures)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(followed.kick.wait(), self._pause(pod, followed.report))
+                await asyncio.wait_for(followed.kick.wait(), pause)
 
     def _take_in(self, pod: ObjectKey, followed: _Followed, report: Report | None) -> None:
         before = followed.report.status if followed.report else None
@@ -160,9 +164,12 @@ class PodPoller:
         if now != before:
             self._on_change(ReportChange(pod, before, now))
 
-    def _pause(self, pod: ObjectKey, report: Report | None) -> float:
+    def _pause(self, pod: ObjectKey, report: Report | None, failures: int) -> float:
         settings, num_pods = self._settings, len(self._followed)
         expected = self._expected_hash(pod)
+        idle = max(settings.poll_idle_seconds, num_pods / settings.polls_idle_per_second)
         if report is not None and report.is_settled and report.status.set_hash == expected:
-            return max(settings.poll_idle_seconds, num_pods / settings.polls_idle_per_second)
-        return max(settings.poll_busy_seconds, num_pods / settings.polls_busy_per_second)
+            return idle
+        busy = max(settings.poll_busy_seconds, num_pods / settings.polls_busy_per_second)
+        # Who gives no report is asked ever more seldom; a change of the pod has it asked at once.
+        return Backoff(busy, idle).pause(max(failures, 1))

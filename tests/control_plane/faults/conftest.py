@@ -17,7 +17,8 @@ import pytest
 from e2e.cluster.clusters import Cluster
 from e2e.kubeconfigs import admin_kubeconfig
 from tests.control_plane.conftest import ACCOUNT, Tenant, release, until
-from tests.support.loopback_node import loopback_node
+from tests.support.fake_runtime import FakeRuntime
+from tests.support.loopback_node import LoopbackNode, loopback_node
 from tests.support.proof.admin import Admin, administering
 from tests.support.proof.api_proxy import ApiProxy, api_proxy
 from tests.support.proof.end_state import differences, end_state, is_settled
@@ -41,6 +42,7 @@ class Lab:
     kubeconfig: Path
     recorder: Recorder
     nursery: Nursery
+    node: LoopbackNode
 
 
 @dataclass
@@ -93,6 +95,12 @@ class Stand:
 
     def state(self) -> dict[str, Json]:
         return end_state(self.objects())
+
+    def runtimes(self) -> list[FakeRuntime]:
+        """Return the pods that run, by name."""
+        pods = [self.lab.node.pods[key] for key in sorted(self.lab.node.pods)]
+        mine = (pod.runtime for pod in pods if pod.key.namespace == self.namespace)
+        return [runtime for runtime in mine if runtime is not None]
 
     def find(self, kind: str, name: str) -> Json | None:
         found = [one for one in self.objects() if one.key.kind == kind and one.key.name == name]
@@ -200,9 +208,9 @@ def lab(
     kubeconfig.write_text(admin_kubeconfig(cluster.kubectl))
     with (
         recording(kubeconfig, "graft-cp-") as recorder,
-        loopback_node(kubeconfig, recorder.on_report),
+        loopback_node(kubeconfig, recorder.on_report) as node,
     ):
-        yield Lab(kubeconfig, recorder, parents)
+        yield Lab(kubeconfig, recorder, parents, node)
 
 
 @pytest.fixture

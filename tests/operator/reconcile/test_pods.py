@@ -94,3 +94,12 @@ async def test_a_pod_that_goes_away_holds_nobody_up() -> None:
         await asyncio.sleep(0)
         poller.forget(POD)
         await waiting
+
+
+async def test_a_pod_that_gives_no_report_is_asked_ever_more_seldom() -> None:
+    settings = replace(QUICK, poll_idle_seconds=3600.0, unreachable_seconds=0.5)
+    client = ScriptedClient(failures=float("inf"))
+    async with polling(client, settings) as poller:
+        await poller.settled([POD])
+    # 1, 2, 4 ms and so on; without an end to the first pause there would be some hundred.
+    assert client.asked <= 11
