@@ -31,6 +31,7 @@ T = TypeVar("T")
 DEADLINE_SECONDS = 60.0
 POLL_SECONDS = 0.05
 ACCOUNT = "graft"
+GOING = ("--wait=false", "--ignore-not-found")
 Json = dict[str, Any]
 
 
@@ -134,7 +135,7 @@ def release(cluster: Cluster, folder: Path, tenants: tuple[str, ...] = ()) -> It
     kubeconfig.write_text(account_kubeconfig(inside, ACCOUNT))
     yield Tenant(cluster, cluster.kubectl.within(served), installed, kubeconfig)
     cluster.helm.run("uninstall", "graft", *where)
-    cluster.kubectl.run("delete", "namespace", served, installed, "--wait=false")
+    cluster.kubectl.run("delete", "namespace", served, installed, *GOING)
 
 
 @pytest.fixture

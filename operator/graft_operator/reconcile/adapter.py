@@ -56,12 +56,14 @@ async def reconcile_adapter(world: World, key: ObjectKey) -> float | None:
 
 def _verdict(world: World, adapter: LoraAdapter) -> Verdict | None:
     service = adapter.service_key
-    if world.cache.get(service) is None:
+    stored = world.cache.get(service)
+    if stored is None or stored["metadata"].get("deletionTimestamp"):
         if not world.settings.serves(service.namespace) and adapter.status.conditions:
             # Another operator's service: it has the last word, and two would never come to an end.
             return None
         name = f"InferenceService {service.namespace}/{service.name}"
-        return Verdict(Reason.TARGET_NOT_FOUND, f"{name} does not exist")
+        what = "does not exist" if stored is None else "is being deleted"
+        return Verdict(Reason.TARGET_NOT_FOUND, f"{name} {what}")
     decision = world.decisions.get(service)
     if decision is None:
         return None

@@ -60,6 +60,12 @@ class Admin:
         uid = uid_of(answer) if "uid" in answer["metadata"] else answer["details"]["uid"]
         self._wait(lambda: any(one.is_gone and one.uid == uid for one in self._recorder.seen))
 
+    def ask_to_delete(self, kind: str, name: str) -> None:
+        """Ask for an object to go after what it owns, and do not wait for that."""
+        body = {"propagationPolicy": "Foreground"}
+        stored = self._send("DELETE", self._path(kind, name), body, "application/json", {})
+        self._heard(ObjectKey(kind, self._namespace, name), stored)
+
     def _path(self, kind: str, name: str) -> str:
         return kind_named(kind).path(self._namespace, name)
 
