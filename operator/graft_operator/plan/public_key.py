@@ -25,7 +25,8 @@ _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _RSA_BITS_MIN = 2048
 _KEYS_REMEMBERED = 256
 _CHECKS_REMEMBERED = 2**15
-"""An adapter costs one for each key that is tried, and is asked about at every reconcile."""
+"""A version of an adapter costs one, however many keys are tried, and is asked about at every
+reconcile: more versions than this would be checked anew each time."""
 
 
 class KeyFacts(NamedTuple):
@@ -57,6 +58,11 @@ def usable_key(key: object) -> KeyFacts:
 
 
 @lru_cache(maxsize=_CHECKS_REMEMBERED)
+def has_any_signed(pems: tuple[str, ...], digest: str, signature: str) -> bool:
+    """Whether one of several keys made a signature of a digest."""
+    return any(has_signed(pem, digest, signature) for pem in pems)
+
+
 def has_signed(pem: str, digest: str, signature: str) -> bool:
     """Whether a key made a signature of a digest; one that cannot be used made none.
 

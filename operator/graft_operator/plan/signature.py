@@ -6,9 +6,7 @@ digest to bytes, and a key that comes or goes counts at once, in the pods that r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from graft_operator.plan.public_key import has_signed, read_public_key
+from graft_operator.plan.public_key import has_any_signed, read_public_key
 from graft_operator.plan.rollout import is_rejected, wanted_revision
 from graft_operator.resources.status import RevisionStatus
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
@@ -71,8 +69,8 @@ def unusable_keys(service: InferenceService) -> str:
     return "; ".join(f"{FIELD}[{index}] {problem}" for index, problem in enumerate(read) if problem)
 
 
-def _is_signed(keys: Sequence[str], revision: RevisionStatus) -> bool:
+def _is_signed(keys: tuple[str, ...], revision: RevisionStatus) -> bool:
     digest, signature = revision.digest, revision.signature
     if digest is None or signature is None:
         return False
-    return any(has_signed(pem, digest, signature) for pem in keys)
+    return has_any_signed(keys, digest, signature)
