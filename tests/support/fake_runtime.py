@@ -1,7 +1,8 @@
 """A runtime pod without a model: reads the same files, loads nothing, reports the same way.
 
 Started as a process by tests of the control plane. What a source does is in its URI's last part:
-``ok...`` works, ``slow-<ms>...`` takes that long, ``fail-<Reason>...`` fails for that reason. As
+``ok...`` works, ``slow-<ms>...`` takes that long, ``fail-<Reason>...`` fails for that reason,
+``bytes-<n>...`` is that large. As
 the model's URI, ``crash...`` ends the process. ``GET /which/<name>`` tells which revision answers.
 """
 
@@ -170,7 +171,8 @@ class FakeRuntime:
         else:
             # As if so many of a hundred requests had failed.
             ends = {"requests": 100, "errors": int(argument)} if verb == "errors" else {}
-            facts = {"bytes": 1234, "rank": 8, **ends}
+            size = int(argument) if verb == "bytes" else 1234
+            facts = {"bytes": size, "rank": 8, **ends}
             self._report(entry, AdapterState.AVAILABLE, Reason.AVAILABLE, **facts)
 
     def _report(

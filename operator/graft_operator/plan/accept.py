@@ -50,6 +50,11 @@ class Verdict:
     """The version that served before it, if no trusted key signed that: it is to be forgotten."""
 
     @property
+    def is_unmeasured(self) -> bool:
+        """Whether that version may be found too large as soon as it is loaded."""
+        return self.ceiling is not None and self.ceiling.is_open
+
+    @property
     def is_accepted(self) -> bool:
         """Whether the adapter is part of the desired set."""
         return self.names is not None

@@ -184,9 +184,11 @@ def _decided_progress(adapter: LoraAdapter, versions: Versions) -> Condition:
         return _condition(type_, "False", Reason(rejection.reason), text)
     if candidate is None or versions.current is None:
         return _condition(type_, "False", Reason.AVAILABLE if versions.current else Reason.PENDING)
+    steps, ready = adapter.spec.rollout.steps, candidate.ready_replicas
     if candidate.step is None:
-        return _condition(type_, "True", Reason.LOADING, f"{candidate.id} gets no requests yet")
-    steps = adapter.spec.rollout.steps
+        has_some = ready and not steps
+        gets = f"all requests on {ready} ready pods so far" if has_some else "no requests yet"
+        return _condition(type_, "True", Reason.LOADING, f"{candidate.id} gets {gets}")
     text = f"{candidate.id} gets {candidate.weight} %, step {candidate.step + 1} of {len(steps)}"
     waits = candidate.step < len(steps) and steps[candidate.step].pause_seconds is None
     if waits:

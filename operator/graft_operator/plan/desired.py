@@ -48,9 +48,14 @@ def desired_shards(
         verdict = verdicts.get(adapter.key)
         if verdict is not None and verdict.names is not None:
             grant = grants.get(adapter.key, OPEN)
-            held_back = verdict.held_back is not None
-            trusted = without_revision(adapter, verdict.untrusted)
-            entries += adapter_entries(trusted, verdict.names, pods, grant, held_back=held_back)
+            entries += adapter_entries(
+                without_revision(adapter, verdict.untrusted),
+                verdict.names,
+                pods,
+                grant,
+                held_back=verdict.held_back is not None,
+                is_unmeasured=verdict.is_unmeasured,
+            )
     return build_shards(entries)
 
 
@@ -66,11 +71,13 @@ def adapter_entries(
     grant: Grant = OPEN,
     *,
     held_back: bool = False,
+    is_unmeasured: bool = False,
 ) -> list[AdapterEntry]:
     """Return an accepted adapter's entries: the wanted version and the current one.
 
     Without steps the wanted one has all requests as soon as it can serve, and the current one
-    stands by until then. With steps it is the other way round, until its share grows.
+    stands by until then. With steps it is the other way round, until its share grows; so it is
+    without, as long as the wanted one may turn out to be too large.
     """
     if adapter.spec.suspend:
         return []
@@ -79,16 +86,22 @@ def adapter_entries(
         current = None
     elif held_back or is_rejected(adapter, wanted):
         return [_entry(adapter, names, current, ALL, None, grant)]
-    weight = ALL
-    if current is not None and adapter.spec.rollout.steps:
-        weight = wanted.weight or WEIGHT_STANDBY
-    if adapter.spec.rollout.promote == wanted.id:
-        weight = ALL
+    weight = ALL if current is None else _share(adapter, wanted, is_unmeasured=is_unmeasured)
     resolver = resolver_of(adapter, wanted, pods)
     entries = [_entry(adapter, names, wanted, weight, resolver, grant)]
     if current is not None:
         entries.append(_entry(adapter, names, current, ALL - weight, None, grant))
     return entries
+
+
+def _share(adapter: LoraAdapter, wanted: RevisionStatus, *, is_unmeasured: bool) -> int:
+    """Return what the wanted version has of the requests while another one serves."""
+    if is_unmeasured:
+        # Pods load it all the same, and so find out how large it is.
+        return WEIGHT_STANDBY
+    if not adapter.spec.rollout.steps or adapter.spec.rollout.promote == wanted.id:
+        return ALL
+    return wanted.weight or WEIGHT_STANDBY
 
 
 def resolver_of(

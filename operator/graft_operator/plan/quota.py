@@ -54,6 +54,8 @@ class Ceiling:
     """Bytes of the version that serves."""
     max_bytes: int | None
     max_rank: int | None
+    is_open: bool = False
+    """Whether bytes are bounded and those of the version not known: it has to be loaded first."""
 
     def refusal(self, facts: Facts) -> tuple[Reason, str] | None:
         """Return why there is no room for a version, if there is none."""
@@ -121,7 +123,8 @@ class QuotaBook:
             return None
         served, growth = self._updates[adapter.key]
         found = self._ceiling(adapter.metadata.namespace, served)
-        return replace(found, used=found.used - growth)
+        is_open = found.max_bytes is not None and _wanted(adapter).bytes is None
+        return replace(found, used=found.used - growth, is_open=is_open)
 
     def _ceiling(self, namespace: str, served: int) -> Ceiling:
         tenant = tenant_spec(self.service, namespace)

@@ -12,7 +12,7 @@ from graft_operator.plan.accept import (
     measured,
 )
 from graft_operator.plan.conditions import adapter_status, stamped
-from graft_operator.plan.desired import adapter_entries
+from graft_operator.plan.desired import adapter_entries, desired_shards
 from graft_operator.plan.quota import Facts, tenant_limits, tenant_spec
 from graft_operator.plan.rollout import (
     Versions,
@@ -211,6 +211,54 @@ def test_an_update_is_measured_before_it_serves_also_where_both_are_told_at_once
         status = adapter.status.model_copy(update={"candidate_revision": versions.candidate})
         known = adapter.model_copy(update={"status": status})
         assert verdicts([{"maxBytes": 100}], known)["a"].held_back == verdict.held_back
+
+
+@pytest.mark.parametrize(
+    ("tenants", "facts", "share"),
+    [
+        ([{"maxBytes": 100}], {}, 0),
+        ([{"maxBytes": 100}], {"bytes": 80}, 100),
+        ([{"maxAdapters": 1, "maxRank": 16}], {}, 100),
+        ([], {}, 100),
+    ],
+)
+def test_a_new_version_gets_no_request_before_it_is_measured_where_bytes_are_bounded(
+    tenants: list[Any], facts: dict[str, Any], share: int
+) -> None:
+    adapter = updated(60, None)
+    current, candidate = adapter.status.current_revision, adapter.status.candidate_revision
+    assert current is not None
+    assert candidate is not None
+    found = {"candidate_revision": candidate.model_copy(update=facts)}
+    adapter = adapter.model_copy(update={"status": adapter.status.model_copy(update=found)})
+    for promote in (None, candidate.id):
+        rollout = adapter.spec.rollout.model_copy(update={"promote": promote})
+        spec = adapter.spec.model_copy(update={"rollout": rollout})
+        asked = adapter.model_copy(update={"spec": spec})
+        shards = desired_shards([asked], {asked.key: verdicts(tenants, asked)["a"]}, ())
+        shares = {entry.revision: entry.weight for shard in shards for entry in shard.entries}
+        assert shares == {candidate.id: share, current.id: 100 - share}
+
+
+def test_how_far_a_version_without_steps_has_come_is_told_by_the_pods_that_have_it() -> None:
+    adapter = updated(60, 80)
+    current, wanted = adapter.status.current_revision, wanted_revision(adapter)
+    assert current is not None
+    loaded = [revision_report(one.id) for one in (current, wanted)]
+    pods = [make_pod(loaded[0]), make_pod(*loaded, name="tiny-1")]
+    told_of = {1: "no requests yet", 2: "all requests on 1 ready pods so far"}
+    for count, said in told_of.items():
+        some = pods[:count]
+        verdict = verdicts([], adapter)["a"]
+        status = adapter_status(adapter, verdict, advance(adapter, some), some, "")
+        (told,) = (one for one in status.conditions if one.type == "RolloutProgressing")
+        assert (told.status, told.message) == ("True", f"{wanted.id} gets {said}")
+
+
+def test_a_first_version_is_loaded_and_served_whatever_is_not_known_of_it() -> None:
+    first = make_adapter("a", "team-a")
+    shards = desired_shards([first], {first.key: verdicts([{"maxBytes": 100}], first)["a"]}, ())
+    assert [entry.weight for shard in shards for entry in shard.entries] == [100]
 
 
 def test_what_updates_add_counts_once_for_themselves_and_for_all_others() -> None:
