@@ -9,7 +9,7 @@ Shape legend: D rows of `Decodes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
@@ -60,8 +60,8 @@ class Decodes:
     requests: list[Request]
     """Each adapter's lie together: then nothing has to be gathered."""
     starts_D: IntArray
-    """See `Row`, as for the lists."""
-    slots: list[int]
+    """See `Row`, as for the others."""
+    slots_D: IntArray
     tables: list[list[int]]
     epochs: list[int]
 
@@ -71,8 +71,8 @@ class Decodes:
         ordered = sorted(requests, key=_slot)
         return cls(
             ordered,
-            np.array(list(map(_start, ordered)), dtype=np.int64),
-            list(map(_slot, ordered)),
+            column(map(_start, ordered), len(ordered)),
+            column(map(_slot, ordered), len(ordered)),
             list(map(_table, ordered)),
             list(map(_epoch, ordered)),
         )
@@ -80,14 +80,24 @@ class Decodes:
     def __len__(self) -> int:
         return len(self.requests)
 
+    @cached_property
+    def places(self) -> dict[Request, int]:
+        """Where each request's row is."""
+        return {request: place for place, request in enumerate(self.requests)}
+
     def row(self, at: int) -> Row:
         """Return one of them by itself."""
-        start = int(self.starts_D[at])
-        slot, table, epoch = self.slots[at], self.tables[at], self.epochs[at]
+        start, slot = int(self.starts_D[at]), int(self.slots_D[at])
+        table, epoch = self.tables[at], self.epochs[at]
         return Row(self.requests[at], start, 1, True, NOTHING, NOTHING, slot, table, epoch)
 
 
-NO_DECODES: Final = Decodes([], np.zeros(0, dtype=np.int64), [], [], [])
+def column(numbers: Iterable[int], count: int) -> IntArray:
+    """Return so many numbers as an array."""
+    return np.fromiter(numbers, dtype=np.int64, count=count)
+
+
+NO_DECODES: Final = Decodes.of(())
 
 
 @dataclass(eq=False)
@@ -133,9 +143,9 @@ class Batch:
 
     def names(self, request: Request) -> bool:
         """Tell whether a row is the request's, from since it was last preempted."""
-        decodes = self.decodes
-        if request in decodes.requests:  # they compare by identity
-            return decodes.epochs[decodes.requests.index(request)] == request.epoch
+        place = self.decodes.places.get(request)
+        if place is not None:
+            return self.decodes.epochs[place] == request.epoch
         return any(row.request is request and row.epoch == request.epoch for row in self.others)
 
     def first_time(self) -> list[str]:

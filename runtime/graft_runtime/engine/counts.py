@@ -8,7 +8,6 @@ Shape legend: E changed places.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 
 class CountSlots:
@@ -31,14 +30,8 @@ class CountSlots:
         self._free.sort(reverse=True)
 
 
-@dataclass
-class News:
-    """Places whose content has changed, of all requests, as parallel lists [E]."""
-
-    slots: list[int] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
+News = list[int]
+"""Places whose content has changed, of all requests: slot, place, token and count of each [E]."""
 
 
 class Counts:
@@ -84,10 +77,7 @@ class Counts:
             range(len(ids)) if self._news is None else dict.fromkeys(self._news)
         )
         for place in changed:
-            news.slots.append(slot)
-            news.places.append(place)
-            news.ids.append(ids[place])
-            news.counts.append(counts[place])
+            news.extend((slot, place, ids[place], counts[place]))
         self._news = []
 
     def forget(self) -> None:

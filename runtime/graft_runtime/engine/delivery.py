@@ -41,6 +41,7 @@ class Delivery:
         """
         report = self.report
         ids, more, ending = report.more_ids, report.more_tokens, list[Request]()
+        generated = 0
         for request, token in zip(requests, tokens, strict=True):
             if request.has_ended:
                 continue  # what was computed for it is dropped
@@ -49,7 +50,7 @@ class Delivery:
                 ending.append(request)
                 continue
             finish = request.append(token)
-            self.counters.generation_tokens += 1
+            generated += 1
             if finish is None and not request.epoch:
                 ids.append(request.request_id)
                 more.append(token)
@@ -57,6 +58,7 @@ class Delivery:
             report.said.append(token_output(request, RowOutput(token), finish))
             if finish is not None:
                 ending.append(request)
+        self.counters.generation_tokens += generated
         return ending
 
     def row(self, row: Row, output: RowOutput) -> bool:

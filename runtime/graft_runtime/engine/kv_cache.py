@@ -6,11 +6,10 @@ content has a name. Knows no tensor and no request.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
-
-import numpy as np
 
 from graft_runtime.errors import GraftRuntimeError
 
@@ -44,7 +43,7 @@ def root_key(adapter: str | None, rope_variant: int = 0, salt: str = "") -> Bloc
 
 def next_key(parent: BlockKey, token_ids: Sequence[int]) -> BlockKey:
     """Return the key of a full block that follows the one named ``parent``."""
-    content = np.asarray(token_ids, dtype=np.int64).tobytes()
+    content = array("q", token_ids).tobytes()
     return blake2b(content, key=parent, digest_size=KEY_BYTES).digest()
 
 

@@ -21,12 +21,14 @@ from typing import Final
 
 import numpy as np
 
-from graft_runtime.engine.batch import Batch, Decodes, Row
+from graft_runtime.engine.batch import Batch, Decodes, Row, column
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.sampling_plan import SamplingPlanner
 from graft_runtime.sampling.batch import FloatArray, IntArray, SamplingBatch
 
 _known_ids = attrgetter("block_ids")
+_tokens_of = attrgetter("tokens")
+_sampled_row = attrgetter("sampled_row")
 _rope_variant = attrgetter("rope_variant")
 _NOTHING: Final[IntArray] = np.zeros(0, dtype=np.int64)
 
@@ -140,8 +142,8 @@ def _plan_of_decodes(decodes: Decodes, block_size: int) -> StepPlan:
         seq_lens_R=positions_T + 1,
         block_starts=block_starts,
         block_ids_N=block_ids_N,
-        adapter_slots_R=np.array(decodes.slots, dtype=np.int64),
-        rope_variants_R=np.array(list(map(_rope_variant, decodes.requests)), dtype=np.int64),
+        adapter_slots_R=decodes.slots_D,
+        rope_variants_R=column(map(_rope_variant, decodes.requests), len(decodes)),
         logits_rows_L=starts[:-1],
         prompt_rows_P=_NOTHING,
         prompt_targets_P=_NOTHING,
@@ -156,7 +158,7 @@ def _plan_of_any(batch: Batch, block_size: int) -> StepPlan:
     counts = _joined(np.ones(num_decodes, dtype=np.int64), [row.num_tokens for row in others])
     computed = _joined(decodes.starts_D, [row.start for row in others])
     query_starts = _starts(counts)
-    requests = list(batch.requests())
+    requests = [*decodes.requests, *(row.request for row in others)]
     tables = [*decodes.tables, *(row.table for row in others)]
     block_starts, block_ids_N = _block_tables(requests, tables)
     positions_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - computed, counts)
@@ -176,8 +178,8 @@ def _plan_of_any(batch: Batch, block_size: int) -> StepPlan:
         seq_lens_R=computed + counts,
         block_starts=block_starts,
         block_ids_N=block_ids_N,
-        adapter_slots_R=np.array([*decodes.slots, *(row.slot for row in others)], dtype=np.int64),
-        rope_variants_R=np.array(list(map(_rope_variant, requests)), dtype=np.int64),
+        adapter_slots_R=_joined(decodes.slots_D, [row.slot for row in others]),
+        rope_variants_R=column(map(_rope_variant, requests), len(requests)),
         logits_rows_L=query_starts[1:][_joined(np.arange(num_decodes), sampled)] - 1,
         prompt_rows_P=prompt_rows_P,
         prompt_targets_P=prompt_targets_P,
@@ -207,10 +209,9 @@ def build_sample_plan(batch: Batch, planner: SamplingPlanner) -> SamplePlan:
 def _tokens(decodes: Decodes, others: Sequence[Row]) -> tuple[IntArray, IntArray, IntArray]:
     """Return the tokens, the rows whose last one is not known yet [C], and where that is [C]."""
     requests, starts_D = decodes.requests, decodes.starts_D
-    num_known_D = np.array([len(request.tokens) for request in requests], dtype=np.int64)
-    is_carried_D = num_known_D <= starts_D
+    is_carried_D = column(map(len, map(_tokens_of, requests)), len(requests)) <= starts_D
     carried_D = np.flatnonzero(is_carried_D)
-    from_D = np.array([requests[at].sampled_row for at in carried_D.tolist()], dtype=np.int64)
+    from_D = column(map(_sampled_row, requests), len(requests))[carried_D]
     tokens_D = np.zeros(len(requests), dtype=np.int64)
     if len(carried_D) < len(requests):
         for at in np.flatnonzero(~is_carried_D).tolist():
@@ -233,7 +234,7 @@ def _block_tables(requests: list[Request], tables: list[list[int]]) -> tuple[Int
     parts = list(map(_known_ids, requests))
     for row in [row for row, part in enumerate(parts) if part is None]:
         parts[row] = _block_ids(requests[row], tables[row])
-    return _starts(np.array(list(map(len, parts)), dtype=np.int64)), np.concatenate(parts)
+    return _starts(column(map(len, parts), len(parts))), np.concatenate(parts)
 
 
 def _block_ids(request: Request, table: list[int]) -> IntArray:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field
 
 from graft_runtime.engine.kv_cache import RELEASED, BlockKey, next_key, root_key
+from graft_runtime.engine.sampling_columns import record_of
 from graft_runtime.engine.thoughts import ThoughtWatch
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.errors import GraftRuntimeError
@@ -98,11 +99,18 @@ class Request:
 
     is_plain: bool = field(init=False)
     """Whether nothing is wanted but tokens."""
+    is_free: bool = field(init=False)
+    """Whether its next token depends on logits and parameters alone, and not on its last ones."""
+    sampling_record: bytes = field(init=False)
+    """Its parameters; see `graft_runtime.engine.sampling_columns`."""
 
     def __post_init__(self) -> None:
-        # Kept, and not a property: it is asked for every row of every step.
+        # Kept, and not properties: they are asked for every row of every step.
         sampling = self.sampling
         self.is_plain = sampling.prompt_logprobs is None and sampling.pooling is None
+        followers = (self.rules, sampling.grammar, self.thought, sampling.watermark)
+        self.is_free = all(one is None for one in followers) and not self.processors
+        self.sampling_record = record_of(sampling, self.num_prompt)
 
     @property
     def is_scoring(self) -> bool:
@@ -191,10 +199,11 @@ class Request:
         """Add a sampled token and tell whether the request ends with it."""
         self.num_pending -= 1
         self.tokens.append(token_id)
-        if self.rules is not None:
-            self.rules.add(token_id)
-        if self.thought is not None:
-            self.thought.add(token_id)
+        if not self.is_free:
+            if self.rules is not None:
+                self.rules.add(token_id)
+            if self.thought is not None:
+                self.thought.add(token_id)
         # Before `min_tokens` a stop token can only be one that ends a thought.
         if token_id in self.stop_ids and self.num_output > self.sampling.min_tokens:
             return "stop"

@@ -1,16 +1,20 @@
-"""Requests' sampling parameters as columns, which change only where requests come and go.
+"""Requests' sampling parameters as columns.
+
+Each request has its own as a record from the start, so that columns are made of records by the
+hundred and not of attributes one by one.
 
 Shape legend: S rows whose next token is chosen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from graft_runtime.engine.request import Request
+from graft_runtime.ipc.messages import Sampling
 
 Columns = dict[str, npt.NDArray[Any]]
 """[S] each, by the names of `Sampling`, and ``num_prompt``."""
@@ -33,27 +37,13 @@ _PARAMETERS: Final = {
 _RECORD: Final = np.dtype([*_PARAMETERS.items(), ("num_prompt", np.int64)])
 
 
-class SamplingColumns:
-    """The columns of the requests that were last asked for."""
-
-    def __init__(self) -> None:
-        self._places: dict[Request, int] = {}
-        self._records_S = np.zeros(0, dtype=_RECORD)
-
-    def of(self, requests: list[Request]) -> Columns:
-        """Return the columns of these requests; those known from the last time are not read."""
-        places = self._places
-        known_S = np.array([places.get(one, -1) for one in requests], dtype=np.int64)
-        records_S = np.zeros(len(requests), dtype=_RECORD)
-        is_known_S = known_S >= 0
-        records_S[is_known_S] = self._records_S[known_S[is_known_S]]
-        for place in np.flatnonzero(~is_known_S).tolist():
-            records_S[place] = _record(requests[place])
-        self._places = {one: place for place, one in enumerate(requests)}
-        self._records_S = records_S
-        return {name: records_S[name].copy() for name in _RECORD.names or ()}
+def record_of(sampling: Sampling, num_prompt: int) -> bytes:
+    """Return what the columns say of one request."""
+    parameters = (getattr(sampling, name) for name in _PARAMETERS)
+    return np.array((*parameters, num_prompt), dtype=_RECORD).tobytes()
 
 
-def _record(request: Request) -> tuple[Any, ...]:
-    parameters = (getattr(request.sampling, name) for name in _PARAMETERS)
-    return (*parameters, request.num_prompt)
+def columns_of(records: Iterable[bytes]) -> Columns:
+    """Return the columns of requests, given the record of each."""
+    records_S = np.frombuffer(b"".join(records), dtype=_RECORD)
+    return {name: records_S[name].copy() for name in _RECORD.names or ()}

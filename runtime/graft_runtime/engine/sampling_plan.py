@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from graft_runtime.engine.batch import column
 from graft_runtime.engine.counts import Counts, News
 from graft_runtime.engine.request import Request
-from graft_runtime.engine.sampling_columns import Columns, SamplingColumns
+from graft_runtime.engine.sampling_columns import Columns, columns_of
 from graft_runtime.engine.thoughts import ThoughtWatch
 from graft_runtime.engine.token_rules import TokenRules, as_values
 from graft_runtime.errors import PluginError
@@ -37,6 +39,8 @@ from graft_runtime.sampling.grammar import GrammarState
 from graft_runtime.sampling.interface import DeviceLogitsProcessor, HostLogitsProcessor, Row
 from graft_runtime.sampling.plugins import BoundProcessor
 
+_record = attrgetter("sampling_record")
+_tokens = attrgetter("tokens")
 _NOTHING: Final[IntArray] = np.zeros(0, dtype=np.int64)
 """Stands for what is filled in step by step."""
 
@@ -64,7 +68,6 @@ class SamplingPlanner:
     """Flattens the requests that get a token, step by step. What has not changed is kept."""
 
     def __init__(self) -> None:
-        self._columns = SamplingColumns()
         self._fixed: _Fixed | None = None
 
     def build(self, requests: list[Request]) -> SamplingBatch:
@@ -75,8 +78,8 @@ class SamplingPlanner:
         """
         fixed = self._fixed
         if fixed is None or fixed.requests != requests:  # requests compare by identity
-            fixed = self._fixed = _fixed(requests, self._columns.of(requests))
-        lengths_S = np.array([len(one.tokens) for one in requests], dtype=np.int64)
+            fixed = self._fixed = _fixed(requests)
+        lengths_S = column(map(len, map(_tokens, requests)), len(requests))
         return replace(
             fixed.batch,
             position_S=lengths_S - fixed.num_prompt_S,
@@ -94,7 +97,9 @@ def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
     return SamplingPlanner().build(list(requests))
 
 
-def _fixed(requests: list[Request], columns: Columns) -> _Fixed:
+def _fixed(requests: list[Request]) -> _Fixed:
+    columns = columns_of(map(_record, requests))
+    wants_logprobs = bool(columns["logprobs"].any())
     batch = SamplingBatch(
         temperature_S=columns["temperature"],
         top_k_S=columns["top_k"],
@@ -104,13 +109,13 @@ def _fixed(requests: list[Request], columns: Columns) -> _Fixed:
         seed_S=columns["seed"],
         sample_index_S=columns["sample_index"],
         position_S=_NOTHING,
-        wants_logprobs=bool(columns["logprobs"].any()),
+        wants_logprobs=wants_logprobs,
         num_top_S=columns["top_logprobs"],
         is_processed_S=columns["processed_logprobs"],
         edits=None,
-        named=_named(requests),
+        named=_named(requests) if wants_logprobs else None,
     )
-    rows = list(enumerate(requests))
+    rows = [(row, one) for row, one in enumerate(requests) if not one.is_free]
     ruled = [(row, one, one.rules) for row, one in rows if one.rules is not None]
     counted = [(row, rules.counts) for row, _, rules in ruled if rules.counts is not None]
     followed = [(row, one.grammar) for row, one in rows if one.grammar is not None]
@@ -227,18 +232,18 @@ def _penalties(fixed: _Fixed) -> Penalties | None:
     counted = fixed.counted
     if not counted:
         return None
-    slots = [counts.slot for counts in counted]
     news = News()
     for counts in counted:
         counts.tell(news)
+    slots_E, places_E, ids_E, counts_E = column(news, len(news)).reshape(-1, 4).T.copy()
     return replace(
         fixed.penalties,
-        slots_Q=_column(slots),
-        sizes_Q=_column([counts.size for counts in counted]),
-        changed_slots_E=_column(news.slots),
-        changed_places_E=_column(news.places),
-        changed_ids_E=_column(news.ids),
-        changed_counts_E=_column(news.counts),
+        slots_Q=column((counts.slot for counts in counted), len(counted)),
+        sizes_Q=column((counts.size for counts in counted), len(counted)),
+        changed_slots_E=slots_E,
+        changed_places_E=places_E,
+        changed_ids_E=ids_E,
+        changed_counts_E=counts_E,
     )
 
 
@@ -249,10 +254,6 @@ def _limits(rules: TokenRules) -> bool:
 def _rows(lengths: Sequence[tuple[int, int]]) -> IntArray:
     rows = np.array([row for row, _ in lengths], dtype=np.int64)
     return np.repeat(rows, np.array([length for _, length in lengths], dtype=np.int64))
-
-
-def _column(numbers: list[int]) -> IntArray:
-    return np.array(numbers, dtype=np.int64)
 
 
 def _joined(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike = np.int64) -> Any:

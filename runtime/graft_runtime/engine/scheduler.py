@@ -92,7 +92,7 @@ class Scheduler:
         """Return the adapters' slots that running requests or launched steps name."""
         slots = {request.slot for request in self._running}
         for batch in self._launched:
-            slots.update(batch.decodes.slots, (row.slot for row in batch.others))
+            slots.update(batch.decodes.slots_D.tolist(), (row.slot for row in batch.others))
         return slots - {0}
 
     def remove(self, request: Request) -> None:
