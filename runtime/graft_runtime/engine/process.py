@@ -9,9 +9,11 @@ import gc
 import logging
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import assert_never
 
 import msgspec
+import torch
 
 from graft_runtime.engine.build import build_engine
 from graft_runtime.engine.engine import Engine
@@ -20,6 +22,7 @@ from graft_runtime.errors import ReasonedError
 from graft_runtime.ipc.channel import Channel
 from graft_runtime.ipc.messages import (
     Abort,
+    EngineReady,
     EngineRefused,
     FromEngine,
     RegisterAdapter,
@@ -43,7 +46,7 @@ def run_engine(settings: EngineChildSettings) -> None:
     """Load the model and serve until told to leave."""
     channel: Channel[ToEngine, FromEngine] = Channel(settings.socket, ToEngine)
     try:
-        engine, ready = build_engine(settings, channel.send)
+        engine, ready = _build(settings, channel)
         channel.send(ready)
         # What is there now stays; looking through it again and again would hold up steps.
         gc.collect()
@@ -54,6 +57,21 @@ def run_engine(settings: EngineChildSettings) -> None:
         channel.send(EngineRefused(error.reason.value, error.message))
     finally:
         channel.close()
+
+
+def _build(
+    settings: EngineChildSettings, channel: Channel[ToEngine, FromEngine]
+) -> tuple[Engine, EngineReady]:
+    """Build in a thread that ends with that, and leave this one without helpers.
+
+    GNU's OpenMP keeps a team for each thread that ever ran something in parallel. Where all teams
+    together are more than the cores, their members no longer wait awake for the next piece of
+    work, and steps, which have hundreds of small ones, take up to twice as long.
+    """
+    with ThreadPoolExecutor(1, "build") as thread:
+        built = thread.submit(build_engine, settings, channel.send).result()
+    torch.set_num_threads(1)
+    return built
 
 
 class EngineLoop:
