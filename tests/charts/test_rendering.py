@@ -163,7 +163,16 @@ def test_the_operator_may_do_the_same_in_every_namespace_it_serves_and_nothing_e
         ("a", [account]),
         ("b", [account]),
     ]
-    assert not {m["kind"] for m in manifests} & {"ClusterRole", "ClusterRoleBinding"}
+
+
+def test_the_only_right_in_the_whole_cluster_is_to_look_at_the_namespaces_by_name() -> None:
+    manifests = template("serviceNamespaces={a,b}", "tenantNamespaces={a,t}")
+    [role], [binding] = of_kind(manifests, "ClusterRole"), of_kind(manifests, "ClusterRoleBinding")
+    right = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
+    assert role["rules"] == [{**right, "resourceNames": ["a", "b", "t"]}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"] == "graft-system.graft-namespaces"
+    account = {"kind": "ServiceAccount", "name": "graft", "namespace": "graft-system"}
+    assert binding["subjects"] == [account]
 
 
 def test_a_tenants_namespace_is_opened_for_its_adapters_alone() -> None:
@@ -199,7 +208,8 @@ def test_the_whole_cluster_is_served_only_when_asked_for() -> None:
 def test_roles_for_people_are_made_only_when_asked_for_and_never_touch_a_status() -> None:
     roles = {
         role["metadata"]["name"]: role
-        for role in of_kind(template("userRoles.enabled=true"), "ClusterRole")
+        for role in of_kind(template("userRoles.enabled=true", "clusterWide=true"), "ClusterRole")
+        if role["metadata"]["name"] != "graft-operator"
     }
     assert set(roles) == {"graft-system.graft-edit", "graft-system.graft-view"}
     for rule in roles["graft-system.graft-edit"]["rules"]:
@@ -232,7 +242,7 @@ def test_crds_are_kept_when_a_release_goes_and_can_be_left_out() -> None:
 def test_long_names_of_releases_stay_within_what_a_label_takes() -> None:
     for release in ("x" * 53, "graft-" + "x" * 47):
         for manifest in template(release=release):
-            if manifest["kind"] != "CustomResourceDefinition":
+            if manifest["kind"] not in CLUSTER_WIDE:
                 assert len(manifest["metadata"]["name"]) <= 63
 
 

@@ -146,6 +146,15 @@ def tenant(cluster: Cluster, tmp_path: Path) -> Iterator[Tenant]:
 
 
 @pytest.fixture
+def team(cluster: Cluster) -> Iterator[Kubectl]:
+    """A namespace of a tenant."""
+    name = f"graft-cp-team-{secrets.token_hex(3)}"
+    cluster.kubectl.run("create", "namespace", name)
+    yield cluster.kubectl.within(name)
+    cluster.kubectl.run("delete", "namespace", name, *GOING)
+
+
+@pytest.fixture
 def neighbour(cluster: Cluster, tmp_path: Path) -> Iterator[Tenant]:
     """Another namespace, of another release of the same name."""
     with release(cluster, tmp_path) as installed:

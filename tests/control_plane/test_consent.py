@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +25,6 @@ BY_EXPRESSION = {
     ]
 }
 QUICK = 0.2
-
-
-@pytest.fixture
-def team(cluster: Cluster) -> Iterator[Kubectl]:
-    """A namespace of a tenant."""
-    name = f"graft-cp-team-{secrets.token_hex(3)}"
-    cluster.kubectl.run("create", "namespace", name)
-    yield cluster.kubectl.within(name)
-    cluster.kubectl.run("delete", "namespace", name, "--wait=false")
 
 
 def accepted(team: Kubectl) -> tuple[str, str]:

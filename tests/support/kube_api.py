@@ -74,10 +74,12 @@ class Fault:
     times: int = 1_000_000
     headers: dict[str, str] = field(default_factory=dict)
     only_later_pages: bool = False
+    namespace: str = "*"
 
-    def hits(self, verb: str, plural: str, query: dict[str, str]) -> bool:
+    def hits(self, verb: str, plural: str, namespace: str | None, query: dict[str, str]) -> bool:
         is_meant = self.verb in ("*", verb) and self.plural in ("*", plural) and self.times > 0
-        if not is_meant or (self.only_later_pages and "continue" not in query):
+        is_there = self.namespace in ("*", namespace)
+        if not (is_meant and is_there) or (self.only_later_pages and "continue" not in query):
             return False
         self.times -= 1
         return True
@@ -159,7 +161,7 @@ class KubeApi:
                 raise ApiError(404, "NotFound", "the server could not find the requested resource")
             self.meanwhile.pop((verb, plural, subresource), lambda: None)()
             for fault in self.faults:
-                if fault.hits(verb, plural, query):
+                if fault.hits(verb, plural, namespace, query):
                     code = fault.code
                     return web.json_response(
                         ApiError(code, "Fault", "as asked").status,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from graft_operator.cluster.base import Change
 from graft_operator.cluster.kubernetes import KubernetesCluster, Listing, version_of
 from graft_operator.cluster.kubernetes_kinds import WATCHED, Kind
-from graft_operator.errors import ClusterError, DeadWatchError
+from graft_operator.errors import ClusterError, DeadWatchError, ForbiddenError
 from graft_operator.metrics import OperatorMetrics
 from graft_operator.reconcile.cache import ObjectCache
 from graft_operator.resources.meta import Manifest, ObjectKey, key_of, uid_of
@@ -115,12 +115,58 @@ class WatchAudit:
         return asyncio.get_running_loop().time() - self._beat if self._beat else 0.0
 
     async def prime(self) -> None:
-        """List everything once; return when all of it is known, however long that takes."""
+        """List everything once; return when all of it is known, however long that takes.
+
+        A namespace that has to be waited for keeps no other from being listed. One that does not
+        exist is known to be empty.
+        """
+        scopes = dict.fromkeys(stream.scope for stream in self._streams.values())
+        waiting = [[s for s in self._streams.values() if s.scope == scope] for scope in scopes]
+        pause = RETRY_FIRST_SECONDS
+        while True:
+            tried = [await self._prime(streams) for streams in waiting]
+            left = [streams for streams in tried if streams]
+            if not left:
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RETRY_MAX_SECONDS) if left == waiting else RETRY_FIRST_SECONDS
+            waiting = left
+
+    async def _prime(self, streams: list[Stream]) -> list[Stream]:
+        """List kinds of one scope up to the first that fails; return those that are left."""
+        for done, stream in enumerate(streams):
+            error = await self._compare(stream)
+            # Rights go with their namespace. Where it is still there, so may be what we cannot see.
+            if isinstance(error, ForbiddenError) and await self._is_missing(stream.scope):
+                self._forget(stream.scope)
+                return []
+            if error is not None:
+                return streams[done:]
+        return []
+
+    async def _is_missing(self, scope: str | None) -> bool:
+        """Whether the cluster says for certain that there is no such namespace."""
+        if scope is None:
+            return False
+        try:
+            found = await self._cluster.get(ObjectKey("Namespace", "", scope))
+        except ClusterError as error:
+            log.warning("cannot tell whether namespace %s exists: %s", scope, error)
+            return False
+        return found is None
+
+    def _forget(self, scope: str | None) -> None:
+        """Take everything in a namespace for gone, as the namespace is."""
+        log.warning(
+            "namespace %s does not exist and is passed over: take it out of serviceNamespaces and "
+            "tenantNamespaces, or make it again and upgrade the release, which gives the rights",
+            scope,
+        )
         for stream in self._streams.values():
-            pause = RETRY_FIRST_SECONDS
-            while not await self._compare(stream):
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, RETRY_MAX_SECONDS)
+            for key in self._cache.keys(stream.kind.name) if stream.scope == scope else ():
+                known = self._cache.get(key)
+                if known is not None and key.namespace == scope:
+                    self._deliver(Change("DELETED", known))
 
     async def run(self) -> None:
         """List everything again and again.
@@ -131,10 +177,10 @@ class WatchAudit:
         while True:
             await asyncio.sleep(self._settings.audit_seconds)
             for stream in self._streams.values():
-                is_complete = await self._compare(stream, is_debt=True)
-                self._check(stream, is_complete)
+                error = await self._compare(stream, is_debt=True)
+                self._check(stream, is_complete=error is None)
 
-    def _check(self, stream: Stream, is_complete: bool) -> None:
+    def _check(self, stream: Stream, *, is_complete: bool) -> None:
         now = asyncio.get_running_loop().time()
         if not is_complete:
             stream.excuse(now)
@@ -146,8 +192,8 @@ class WatchAudit:
                 "and was not delivered"
             )
 
-    async def _compare(self, stream: Stream, *, is_debt: bool = False) -> bool:
-        """List a kind and deliver what is news; tell whether the list was complete."""
+    async def _compare(self, stream: Stream, *, is_debt: bool = False) -> ClusterError | None:
+        """List a kind and deliver what is news; return why the list was not complete."""
         self._gone.clear()
         self._beat = asyncio.get_running_loop().time()
         try:
@@ -155,7 +201,7 @@ class WatchAudit:
         except ClusterError as error:
             log.warning("cannot list %s: %s", stream, error)
             self._metrics.count_failed_list(stream.kind.name)
-            return False
+            return error
         for change in self._news(stream, listing):
             if is_debt:
                 self._metrics.count_repair(stream.kind.name)
@@ -164,7 +210,7 @@ class WatchAudit:
             now = asyncio.get_running_loop().time()
             for manifest in listing.manifests:
                 stream.owe(key_of(manifest), version_of(manifest), now)
-        return True
+        return None
 
     def _news(self, stream: Stream, listing: Listing) -> Iterator[Change]:
         listed = {key_of(manifest): manifest for manifest in listing.manifests}

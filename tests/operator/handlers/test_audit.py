@@ -205,6 +205,91 @@ async def test_a_list_of_one_namespace_removes_nothing_of_another(tmp_path: Path
         assert [change.type for change in audited.delivered] == ["MODIFIED"]
 
 
+def close(api: KubeApi, namespace: str, *plurals: str) -> None:
+    """Refuse every list in a namespace, or those of some kinds, as if its Role were gone."""
+    for plural in plurals or ("*",):
+        api.faults.append(Fault("list", plural, 403, namespace=namespace))
+
+
+@pytest.fixture
+async def three(tmp_path: Path) -> AsyncIterator[Audited]:
+    """Namespaces ``a``, ``b`` and the tenant's ``t``, each with an adapter; ``t`` is read last."""
+    settings = OperatorSettings(("a", "b"), tenant_namespaces=("t",), audit_seconds=0.02)
+    async with kube_api() as api:
+        for namespace in ("a", "b", "t"):
+            api.create({"kind": "Namespace", "metadata": {"name": namespace}})
+        for namespace in ("b", "t"):
+            api.create(lora(), namespace)
+        audited = Audited(api, tmp_path, settings)
+        async with audited.cluster:
+            yield audited
+
+
+def adapters_in(audited: Audited) -> set[str]:
+    return {key.namespace for key in audited.cache.keys("LoraAdapter")}
+
+
+async def waits_for_start(audited: Audited) -> None:
+    """Have a start ask for the closed namespace twice, and see that it waits."""
+    priming = asyncio.create_task(audited.audit.prime())
+    try:
+        async with asyncio.timeout(10):
+            while sum(call.code == 403 and call.verb == "list" for call in audited.api.calls) < 2:
+                assert not priming.done()
+                await asyncio.sleep(0.01)
+        assert not priming.done()
+    finally:
+        priming.cancel()
+        await asyncio.gather(priming, return_exceptions=True)
+
+
+async def test_a_namespace_that_does_not_exist_is_not_waited_for(
+    three: Audited, caplog: pytest.LogCaptureFixture
+) -> None:
+    close(three.api, "a")
+    three.api.delete("namespaces", "a", "")
+    await three.audit.prime()
+    assert adapters_in(three) == {"b", "t"}
+    [told] = [record for record in caplog.messages if "does not exist" in record]
+    assert told.startswith("namespace a ")
+
+
+async def test_what_was_read_before_its_namespace_was_found_missing_is_gone(three: Audited) -> None:
+    close(three.api, "b", "pods")
+    three.api.delete("namespaces", "b", "")
+    await three.audit.prime()
+    assert adapters_in(three) == {"t"}
+    assert [c.type for c in three.delivered if c.manifest["metadata"]["namespace"] == "b"] == [
+        "MODIFIED",
+        "DELETED",
+    ]
+
+
+async def test_a_namespace_that_comes_back_is_taken_up_again(three: Audited) -> None:
+    close(three.api, "b")
+    three.api.delete("namespaces", "b", "")
+    await three.audit.prime()
+    assert adapters_in(three) == {"t"}
+    three.api.faults.clear()
+    await three.run_until(lambda: adapters_in(three) == {"b", "t"})
+
+
+async def test_a_namespace_that_exists_is_waited_for_and_holds_up_no_other_list(
+    three: Audited,
+) -> None:
+    close(three.api, "a")
+    await waits_for_start(three)
+    assert adapters_in(three) == {"b", "t"}
+
+
+@pytest.mark.parametrize("code", [401, 403, 500])
+async def test_a_namespace_that_cannot_be_read_is_waited_for(three: Audited, code: int) -> None:
+    close(three.api, "a")
+    three.api.delete("namespaces", "a", "")
+    three.api.faults.append(Fault("get", "namespaces", code))
+    await waits_for_start(three)
+
+
 KEYS = st.sampled_from([ObjectKey("LoraAdapter", "default", name) for name in "abc"])
 STEPS = st.lists(
     st.one_of(
