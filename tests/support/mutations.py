@@ -20,6 +20,7 @@ EXAMPLES = (
     "sha256:" + "0" * 64,
     "2999-01-01T00:00:00Z",
     "2999-02-31T00:00:00Z",
+    "-----BEGIN PUBLIC KEY-----AAAA-----END PUBLIC KEY-----",
     "1",
 )
 """Of strings: each pattern in the CRDs takes one of them, though not all of them make sense."""
