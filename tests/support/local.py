@@ -115,6 +115,12 @@ class LocalRun:
             response = await client.get(f"{endpoints[index]}/which/{name}")
         return response.text if response.is_success else None
 
+    async def until_unserved(self, name: str) -> None:
+        """Wait until no revision answers to a name on the first pod."""
+        async with asyncio.timeout(10):
+            while await self.which(name) is not None:
+                await asyncio.sleep(0.01)
+
     async def until(self, what: Callable[[], Any], message: str = "") -> None:
         """Wait until something holds.
 

@@ -162,8 +162,8 @@ class WatchAudit:
             "tenantNamespaces, or make it again and upgrade the release, which gives the rights",
             scope,
         )
-        for stream in self._streams.values():
-            for key in self._cache.keys(stream.kind.name) if stream.scope == scope else ():
+        for kind in WATCHED:
+            for key in self._cache.keys(kind.name):
                 known = self._cache.get(key)
                 if known is not None and key.namespace == scope:
                     self._deliver(Change("DELETED", known))

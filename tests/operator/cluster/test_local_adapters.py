@@ -1,6 +1,5 @@
 """Adapters in local mode, from the manifest to the pod that answers."""
 
-import asyncio
 from pathlib import Path
 
 from graft_protocol.digest import short_digest
@@ -71,9 +70,7 @@ async def test_a_removed_adapter_is_no_longer_served(tmp_path: Path) -> None:
         await run.until_ready("shout")
         (tmp_path / "shout.yaml").unlink()
         await run.until(lambda: not run.get("LoraAdapter", "shout"))
-        async with asyncio.timeout(10):
-            while await run.which("shout") is not None:
-                await asyncio.sleep(0.01)
+        await run.until_unserved("shout")
 
 
 async def test_a_suspended_adapter_is_not_served_and_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -153,9 +150,7 @@ async def test_a_key_that_is_no_longer_trusted_takes_its_adapters_out_of_running
         assert await run.which("bare") is None
         run.write(theirs, *adapters)
         await run.until(lambda: run.adapter("shout") == ("False", "SignatureInvalid"))
-        async with asyncio.timeout(10):
-            while await run.which("shout") is not None:
-                await asyncio.sleep(0.01)
+        await run.until_unserved("shout")
         run.write(ours, *adapters)
         await run.until_ready("shout")
         assert run.log_of("tiny-0").count('"up"') == 1
