@@ -43,6 +43,15 @@ def is_digest(text: str) -> bool:
     return re.fullmatch(DIGEST_PATTERN, text) is not None
 
 
+def digest_bytes(digest: str) -> bytes:
+    """Return the 32 bytes of a digest ``sha256:<hex>``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return bytes.fromhex(digest.removeprefix("sha256:"))
+
+
 def short_digest(digest: str) -> str:
     """Return the digits of a digest that name a revision."""
     return digest.removeprefix("sha256:")[:SHORT_DIGEST_LENGTH]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from graft_protocol.digest import (
     FileRecord,
     canonical_manifest,
+    digest_bytes,
     is_adapter_file,
     is_digest,
     manifest_digest,
@@ -45,6 +46,14 @@ def test_the_digest_changes_with_any_file(files: list[FileRecord]) -> None:
     changed = [files[0]._replace(size=files[0].size + 1), *files[1:]]
     assert manifest_digest(files) != manifest_digest(changed)
     assert manifest_digest(files) != manifest_digest(files[1:])
+
+
+def test_the_bytes_of_a_digest_are_the_hash_of_the_manifest() -> None:
+    files = [FileRecord("adapter_config.json", 1, "0" * 64)]
+    wanted = hashlib.sha256(canonical_manifest(files)).digest()
+    assert digest_bytes(manifest_digest(files)) == wanted
+    with pytest.raises(ValueError, match="hex"):
+        digest_bytes("sha256:no")
 
 
 def test_only_full_digests_are_digests() -> None:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from graft_operator.errors import PublishError
 from graft_operator.plan.public_key import HASHED, usable_key
+from graft_protocol.digest import digest_bytes
 
 ENV_PASSWORD = "GRAFT_SIGN_KEY_PASSWORD"  # noqa: S105 - where it is, not what it is
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -43,7 +44,7 @@ def read_signing_key(path: Path, password: str | None) -> PrivateKey:
 
 def sign(key: PrivateKey, digest: str) -> str:
     """Return the signature of a digest ``sha256:<hex>``, in base64."""
-    hashed = bytes.fromhex(digest.removeprefix("sha256:"))
+    hashed = digest_bytes(digest)
     if isinstance(key, rsa.RSAPrivateKey):
         made = key.sign(hashed, padding.PKCS1v15(), HASHED)
     else:

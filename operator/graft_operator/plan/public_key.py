@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from graft_protocol.digest import digest_bytes
+
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 HASHED = Prehashed(SHA256())
 """How keys are told that they get a digest and no text."""
@@ -76,7 +78,7 @@ def has_signed(pem: str, digest: str, signature: str) -> bool:
         return False
     try:
         made = base64.b64decode(signature, validate=True)
-        _verify(key, made, bytes.fromhex(digest.removeprefix("sha256:")))
+        _verify(key, made, digest_bytes(digest))
     except (InvalidSignature, ValueError):
         return False
     return True
