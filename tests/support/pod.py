@@ -156,13 +156,18 @@ def _start_time(pid: int) -> int:
 
 @asynccontextmanager
 async def run_pod(
-    model_dir: Path, *, cache_dir: Path | None = None, **settings: dict[str, Any]
+    model_dir: Path,
+    *,
+    cache_dir: Path | None = None,
+    until_ready: bool = True,
+    **settings: dict[str, Any],
 ) -> AsyncIterator[RunningPod]:
     """Start a pod over a model on disk and wait until it is ready; end it whatever happens.
 
     Args:
         model_dir: The base model.
         cache_dir: A disk cache that outlives the pod.
+        until_ready: Whether to wait.
         settings: Sections of `RuntimeConfig`: ``engine={...}``, ``adapters={...}``.
     """
     root = Path(tempfile.mkdtemp(prefix="graft-"))  # short: unix sockets lie below it
@@ -199,7 +204,8 @@ async def run_pod(
         )
         try:
             pod.desire([])
-            await pod.until(pod.is_ready, bool)
+            if until_ready:
+                await pod.until(pod.is_ready, bool)
             yield pod
         finally:
             if process.returncode is None:

@@ -37,7 +37,6 @@ from graft_runtime.ipc.messages import (
     ModelPrepared,
     ModelRefused,
     PrepareAdapter,
-    PrepareModel,
     ReleaseAdapter,
     ToEngine,
     TokenOutput,
@@ -46,6 +45,7 @@ from graft_runtime.ipc.messages import (
 from graft_runtime.metrics import Metrics
 from graft_runtime.pod.child import Callbacks, Child
 from graft_runtime.pod.gateway import Gateway
+from graft_runtime.pod.model_wish import ModelWish
 from graft_runtime.pod.runtime_adapters import PodRuntimeAdapters
 from graft_runtime.pod.settings import engine_settings, loader_settings
 from graft_runtime.pod.state import PodState
@@ -56,7 +56,6 @@ logger = logging.getLogger(__name__)
 DESIRED_POLL_SECONDS = 0.2
 TICK_SECONDS = 0.5
 """How often retries and deadlines are looked at."""
-MODEL_RETRY_SECONDS = 5.0
 
 
 class Pod:
@@ -70,7 +69,7 @@ class Pod:
         self._manager = AdapterManager(name, config.adapters.drain_timeout_seconds)
         self._reader = DesiredReader(paths.adapters_dir)
         self._sync_deadline: float | None = None
-        self._model_retry_at: float | None = None
+        self._model_wish = ModelWish(config.model, name)
         self._model_there = asyncio.Event()
         self._loader: Child[FromLoader, ToLoader] = Child(
             "loader",
@@ -171,7 +170,7 @@ class Pod:
     def _on_loader(self, message: FromLoader) -> None:
         match message:
             case LoaderReady():
-                self._ask_for_model()
+                self._loader.post(self._model_wish.ask())
             case LoaderProgress(revision=None):
                 self._state.progress = ProgressReport(
                     phase="downloading model",
@@ -183,26 +182,26 @@ class Pod:
             case ModelPrepared():
                 self._on_model(message)
             case ModelRefused():
-                self._state.failure = (Reason(message.reason), message.message)
-                self._model_retry_at = time.monotonic() + MODEL_RETRY_SECONDS
+                self._on_no_model(message)
             case AdapterPrepared():
                 self._manager.on_prepared(message)
             case AdapterRefused():
                 self._manager.on_refused(message, time.monotonic())
         self._publish()
 
-    def _ask_for_model(self) -> None:
-        model = self._config.model
-        # Once found, the same bytes for as long as this pod lives, whatever the source holds later.
-        digest = model.digest if self._state.model is None else self._state.model.digest
-        self._loader.post(PrepareModel(model.uri, digest, model.credential))
-
     def _on_model(self, message: ModelPrepared) -> None:
-        if self._state.model is None:
+        if self._state.failure == self._model_wish.refusal:
             self._state.failure = None  # a refusal that has mended itself
+        self._model_wish.fulfilled(message)
         self._state.model = message
         self._model_there.set()
         self._manager.loader_started()
+
+    def _on_no_model(self, message: ModelRefused) -> None:
+        pause = self._model_wish.refused(message, time.monotonic())
+        self._state.failure = self._model_wish.refusal
+        facts = {"reason": message.reason, "detail": message.message, "retry_seconds": pause}
+        logger.warning("the base model was refused; it is asked for again", extra=facts)
 
     # What the engine says
 
@@ -278,9 +277,8 @@ class Pod:
             now = time.monotonic()
             self._manager.tick(now)
             self._end_expired(now)
-            if self._model_retry_at is not None and self._model_retry_at <= now:
-                self._model_retry_at = None
-                self._ask_for_model()
+            if self._model_wish.is_due(now):
+                self._loader.post(self._model_wish.ask())
             self._metrics.adapter_states(self._manager.count_states())
             for seconds in self._manager.take_load_seconds():
                 self._metrics.adapter_loaded(seconds)
