@@ -108,7 +108,7 @@ class Loader:
         self._settings = settings
         self._channel = channel
         self._cache = DiskCache(settings.cache_dir, settings.cache_max_bytes)
-        self._pins = Pins(settings.cache_dir)
+        self._pins = Pins(settings.cache_dir, self._cache)
         self._policy = SourcePolicy(
             allowed_endpoints=settings.allowed_endpoints,
             allowed_uris=settings.allowed_uris,
@@ -134,10 +134,13 @@ class Loader:
     async def run(self) -> None:
         """Answer messages until `Shutdown`."""
         self._channel.post(LoaderReady())
+        sweeping = asyncio.create_task(self._pins.sweep())
         try:
             while not isinstance(message := await self._channel.receive(), Shutdown):
                 self._take(message)
         finally:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
             await self._stop()
 
     def _take(self, message: PrepareModel | PrepareAdapter | ReleaseAdapter) -> None:
@@ -328,8 +331,16 @@ class Loader:
             entry = await fetch(source, wanted, self._cache, progress)
             if uri.revision:
                 entry.origin = source.uri
-                self._pins.remember(wanted.kind, source.uri, entry.digest, choice=choice)
+                await self._remember(wanted.kind, entry, choice)
         return entry
+
+    async def _remember(self, kind: Kind, entry: CacheEntry, choice: str) -> None:
+        """Note what the commit that was read holds, as long as its content is pinned."""
+        try:
+            await self._pins.remember(kind, entry.origin or "", entry.digest, choice=choice)
+        except BaseException:
+            entry.close()
+            raise
 
     def _streams_of(self, place: str) -> asyncio.Semaphore:
         return self._streams.setdefault(place, asyncio.Semaphore(STREAMS_PER_SOURCE))

@@ -92,6 +92,10 @@ class DiskCache:
         """Return the pinned entry of a content, or None. Sizes are checked, hashes are not."""
         return CacheEntry.open(self._entry_path(kind, digest))
 
+    def holds(self, digest: str) -> bool:
+        """Tell whether a content of any kind lies here, whole or not; that is no use of it."""
+        return any(self._entry_path(kind, digest).is_dir() for kind in Kind)
+
     def fetch_lock(self, kind: Kind, digest: str) -> AbstractAsyncContextManager[None]:
         """Let one task of all processes fetch a content at a time."""
         name = f"{kind}-{self._entry_path(kind, digest).name}"

@@ -1,5 +1,6 @@
 """Every kind of source, through a real loader process: base models and adapters alike."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -218,6 +219,28 @@ async def test_a_base_model_of_the_hub_is_found_again_offline(
         assert moving.reason == Reason.SOURCE_UNAVAILABLE
         assert "offline" in moving.message
     assert len(places.hub.requests) == asked
+
+
+async def test_what_a_commit_holds_is_forgotten_at_a_start_that_does_not_find_it_in_the_cache(
+    places: Places, base_model: Path, folder: Path
+) -> None:
+    uri = places.publish("hf", "remembered", base_model)
+    write_key(folder, "hf", places.credentials["hf"])
+    async with run_loader_process(
+        folder, environment=ONLINE, allowed_endpoints=places.allowed
+    ) as loader:
+        first = await loader.prepare_model(uri, credential="hf")
+    assert isinstance(first, ModelPrepared), first
+    (kept,) = (folder / "cache/pins").iterdir()
+    (kept.parent / ("0" * 64)).write_text("sha256:" + "0" * 64)
+    (folder / "s").unlink(missing_ok=True)
+    async with run_loader_process(folder, environment={"HF_HUB_OFFLINE": "1"}) as loader:
+        async with asyncio.timeout(20):
+            while list(kept.parent.iterdir()) != [kept]:
+                await asyncio.sleep(0.01)
+        again = await loader.prepare_model(first.origin or "")
+        assert isinstance(again, ModelPrepared), again
+        assert again.digest == first.digest
 
 
 async def test_a_gated_base_model_is_refused_to_who_was_not_granted_it(
