@@ -13,7 +13,7 @@ from graft_operator.constants import RESERVED_NAMES
 from graft_operator.plan.quota import Ceiling, Facts, QuotaBook
 from graft_operator.plan.rollout import measured_revision
 from graft_operator.plan.room import RoomBook
-from graft_operator.plan.signature import unsigned, untrusted_revision, without_revision
+from graft_operator.plan.signature import serves_on, unsigned, untrusted_revision, without_revision
 from graft_operator.plan.views import PodView
 from graft_operator.resources.meta import ObjectKey
 from graft_operator.resources.v1alpha1 import InferenceService, LoraAdapter
@@ -136,8 +136,9 @@ def accept_adapters(
             taken |= dict.fromkeys(verdict.names.every, owner)
             accepted.append(trusted)
     for adapter in accepted:
-        verdict, reason = verdicts[adapter.key], quota.holding_back(adapter)
-        verdicts[adapter.key] = replace(verdict, held_back=reason)
+        verdict = verdicts[adapter.key]
+        if verdict.held_back is None:
+            verdicts[adapter.key] = replace(verdict, held_back=quota.holding_back(adapter))
     for adapter in accepted:
         ceiling = quota.ceiling(adapter)
         if ceiling is not None:
@@ -192,7 +193,7 @@ def _refused(
     if misplaced is not None:
         return misplaced
     problem = unsigned(service, adapter)
-    if problem:
+    if problem and not serves_on(service, adapter):
         return Verdict(Reason.SIGNATURE_INVALID, problem)
     ref = adapter.spec.source.credentials_secret_ref
     refused = _check_secret(service, adapter.metadata.namespace, ref.name, context) if ref else None
@@ -267,9 +268,14 @@ def _named(service: InferenceService, adapter: LoraAdapter, taken: Mapping[str, 
     for name in names.every:
         if name in taken:
             return Verdict(Reason.NAME_CONFLICT, f"the name {name!r} is held by {taken[name]}")
-    untrusted = untrusted_revision(service, adapter)
-    message = f"served as {names.served}"
-    return Verdict(Reason.ACCEPTED, message, names, untrusted=untrusted)
+    problem = unsigned(service, adapter)
+    return Verdict(
+        Reason.ACCEPTED,
+        f"served as {names.served}",
+        names,
+        held_back=(Reason.SIGNATURE_INVALID, problem) if problem else None,
+        untrusted=untrusted_revision(service, adapter),
+    )
 
 
 def _wanted_names(service: InferenceService, adapter: LoraAdapter) -> Names:

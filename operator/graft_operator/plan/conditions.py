@@ -156,10 +156,11 @@ def _suspension(verdict: Verdict, versions: Versions) -> tuple[Condition, ...]:
 
 def _held_back(type_: str, verdict: Verdict, versions: Versions) -> Condition | None:
     """Return the condition of a version that may not come in, if there is one."""
-    if verdict.held_back is None or versions.candidate is None:
+    refused = versions.wanted
+    if verdict.held_back is None or refused is None or versions.rejection is not None:
         return None
     reason, message = verdict.held_back
-    return _condition(type_, "False", reason, f"{versions.candidate.id}: {message}")
+    return _condition(type_, "False", reason, f"{refused.id}: {message}")
 
 
 def _progress(adapter: LoraAdapter, versions: Versions, serving: Sequence[PodView]) -> Condition:

@@ -82,7 +82,7 @@ def adapter_entries(
     if adapter.spec.suspend:
         return []
     wanted, current = wanted_revision(adapter), adapter.status.current_revision
-    if current is None or current.digest is None or current.id == wanted.id:
+    if current is None or current.digest is None or (current.id == wanted.id and not held_back):
         current = None
     elif held_back or is_rejected(adapter, wanted):
         return [_entry(adapter, names, current, ALL, None, grant)]

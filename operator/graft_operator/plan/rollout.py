@@ -79,7 +79,8 @@ def advance(
 ) -> Versions:
     """Return the versions after what the pods report has been taken into account.
 
-    One that is held back stays a candidate without a share, and starts anew when it may.
+    One that is held back stays a candidate without a share, and starts anew when it may. Where the
+    content is the one that serves, and only what the spec says of it is refused, there is none.
     """
     before = adapter.status
     if before.current_revision is not None and is_rejected(adapter, wanted_revision(adapter)):
@@ -87,9 +88,10 @@ def advance(
         return Versions(serving_on, None, before.rejected_revision)
     wanted = measured_revision(adapter, pods)
     current = adapter.status.current_revision
+    if current is not None and held_back:
+        candidate = _settled(wanted) if current.id != wanted.id else None
+        return Versions(_with_facts(current, pods), candidate)
     if current is not None and current.id != wanted.id:
-        if held_back:
-            return Versions(_with_facts(current, pods), _settled(wanted))
         serving = taking_requests(pods)
         if serving and all(pod.serves(wanted.id) for pod in serving):
             moved = shift(adapter.spec.rollout, wanted, pods, now)

@@ -15,7 +15,10 @@ FIELD = "spec.adapters.trustedKeys"
 
 
 def unsigned(service: InferenceService, adapter: LoraAdapter) -> str:
-    """Return why a service that asks for signatures does not take an adapter; empty if it does."""
+    """Return why a service that asks for signatures does not take what an adapter's spec asks for.
+
+    Empty if it does. The version that serves may go on all the same (`serves_on`).
+    """
     keys, source = service.spec.adapters.trusted_keys, adapter.spec.source
     if not keys:
         return ""
@@ -41,6 +44,16 @@ def unsigned(service: InferenceService, adapter: LoraAdapter) -> str:
             f"signed {untrusted}, which served instead: name another version in spec.source"
         )
     return ""
+
+
+def serves_on(service: InferenceService, adapter: LoraAdapter) -> bool:
+    """Whether the version that serves goes on where the one that the spec asks for is not taken.
+
+    That it was taken once counts for nothing: its recorded signature is verified each time. So
+    neither a key that is gone nor an edited status keeps what no trusted key signed.
+    """
+    current = adapter.status.current_revision
+    return current is not None and _is_signed(service.spec.adapters.trusted_keys, current)
 
 
 def untrusted_revision(service: InferenceService, adapter: LoraAdapter) -> str | None:

@@ -156,6 +156,41 @@ async def test_a_key_that_is_no_longer_trusted_takes_its_adapters_out_of_running
         assert run.log_of("tiny-0").count('"up"') == 1
 
 
+async def test_an_update_that_is_not_signed_leaves_the_old_version_serving_until_its_key_is_gone(
+    tmp_path: Path,
+) -> None:
+    ours, theirs = (
+        service_document(adapters={"trustedKeys": [public_pem(name=name)]})
+        for name in ("ours", "theirs")
+    )
+    old, new = "s3://fake/ok-v1", "s3://fake/ok-v2"
+    digests = digest_of(old), digest_of(new)
+    first, bare, second = (
+        adapter_document("shout", uri, source={"digest": digest, **signed})
+        for uri, digest, signed in (
+            (old, digests[0], {"signature": signature(digests[0])}),
+            (new, digests[1], {}),
+            (new, digests[1], {"signature": signature(digests[1])}),
+        )
+    )
+    async with running(tmp_path, ours, first) as run:
+        await run.until_ready("shout")
+        run.write(ours, bare)
+        await run.until(lambda: run.adapter("shout", "Loaded") == ("False", "SignatureInvalid"))
+        assert run.adapter("shout") == ("True", "Available")
+        assert await run.which("shout") == revision("shout", old)
+    async with running(tmp_path) as run:
+        await run.until(lambda: run.adapter("shout") == ("True", "Available"))
+        assert run.adapter("shout", "Loaded") == ("False", "SignatureInvalid")
+        assert await run.which("shout") == revision("shout", old)
+        run.write(theirs, bare)
+        await run.until(lambda: run.adapter("shout") == ("False", "SignatureInvalid"))
+        await run.until_unserved("shout")
+        run.write(ours, second)
+        await run.until_ready("shout")
+        assert await run.which("shout") == revision("shout", new)
+
+
 async def test_a_claim_is_a_folder_of_this_machine_that_the_pods_see(tmp_path: Path) -> None:
     adapter = adapter_document("shout", source={"uri": "pvc://shared/shout"})
     async with running(tmp_path, service_document(), adapter) as run:
