@@ -52,7 +52,7 @@ from graft_runtime.sources.cache_entry import CacheEntry, Kind
 from graft_runtime.sources.disk_cache import DiskCache
 from graft_runtime.sources.endpoints import SourcePolicy
 from graft_runtime.sources.factory import open_source
-from graft_runtime.sources.fetch import Wanted, fetch
+from graft_runtime.sources.fetch import Wanted, fetch, open_cached
 from graft_runtime.sources.pins import Pins
 from graft_runtime.sources.selection import (
     adapter_files,
@@ -320,7 +320,7 @@ class Loader:
         policy.check_uri(str(uri))
         choice = "template" if isinstance(wish, PrepareAdapter) and wish.chat_template else ""
         digest = wanted.digest or self._pins.digest_of(wanted.kind, wish.uri, choice=choice)
-        entry = self._cache.open(wanted.kind, digest) if digest else None
+        entry = open_cached(self._cache, wanted.kind, digest) if digest else None
         if entry is not None:
             return entry
         credential = read_credential(self._settings.credentials_dir, wish.credential)

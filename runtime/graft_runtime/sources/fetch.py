@@ -6,25 +6,20 @@ Knows neither what the files mean nor which store they come from. The loader cal
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from graft_protocol.digest import FileRecord, manifest_digest
 from graft_protocol.reasons import Reason
 from graft_runtime.errors import DamagedPartsError, ReasonedError
 from graft_runtime.sources.base import Source, SourceFile
+from graft_runtime.sources.beside import Beside, tell_beside
 from graft_runtime.sources.cache_entry import CacheEntry, Kind
 from graft_runtime.sources.disk_cache import DiskCache, Staging
 from graft_runtime.sources.partial import Journal, resume_key
 from graft_runtime.sources.selection import Selection
 from graft_runtime.sources.transfer import Progress, Transfer
 
-_log = logging.getLogger(__name__)
-
 _STREAMS_AT_ONCE = 4
-_NAMES_LOGGED = 20
-_NAME_CHARS_LOGGED = 80
 
 
 @dataclass(frozen=True)
@@ -51,13 +46,21 @@ async def fetch(
     """
     if wanted.digest is None:
         return await _download(source, wanted, cache, on_progress)
-    entry = cache.open(wanted.kind, wanted.digest)
+    entry = open_cached(cache, wanted.kind, wanted.digest)
     if entry is not None:
         return entry
     async with cache.fetch_lock(wanted.kind, wanted.digest):
         # Another task or process may have brought it while this one waited.
-        entry = cache.open(wanted.kind, wanted.digest)
+        entry = open_cached(cache, wanted.kind, wanted.digest)
         return entry or await _download(source, wanted, cache, on_progress)
+
+
+def open_cached(cache: DiskCache, kind: Kind, digest: str) -> CacheEntry | None:
+    """Return the pinned entry of a content if the cache holds it; tell what a fetch told."""
+    entry = cache.open(kind, digest)
+    if entry is not None:
+        tell_beside(entry)
+    return entry
 
 
 async def _download(
@@ -79,7 +82,8 @@ async def _download_once(
 ) -> CacheEntry:
     listed = await source.list_files()
     files = _select(source, wanted, listed)
-    _tell_ignored(source, listed, files)
+    left = Beside.of(source.uri, listed, files)
+    left.tell()
     transfer = Transfer(source, files, wanted.streams, on_progress)
     key = resume_key(source.uri, files) if transfer.is_long else None
     with cache.staging(transfer.total_bytes, key) as staging:
@@ -93,7 +97,10 @@ async def _download_once(
             if journal.parts:
                 raise DamagedPartsError(Reason.CHECKSUM_MISMATCH, mistake)
             raise ReasonedError(Reason.CHECKSUM_MISMATCH, mistake)
-        return await _publish(cache, staging, wanted.kind, records)
+        left.write(staging.path)
+        entry = await _publish(cache, staging, wanted.kind, records)
+        left.settle(staging.path, entry)
+        return entry
 
 
 async def _publish(
@@ -118,18 +125,6 @@ def _select(source: Source, wanted: Wanted, listed: list[SourceFile]) -> list[So
         message = f"{source.uri} holds {total} bytes, {wanted.max_bytes} are allowed"
         raise ReasonedError(Reason.TOO_LARGE, message)
     return files
-
-
-def _tell_ignored(
-    source: Source, listed: Sequence[SourceFile], files: Sequence[SourceFile]
-) -> None:
-    """Name what is left where it is: whoever misses its effect finds it in the log."""
-    taken = {file.name for file in files}
-    ignored = sorted(file.name for file in listed if file.name not in taken)
-    if ignored:
-        names = [name[:_NAME_CHARS_LOGGED] for name in ignored[:_NAMES_LOGGED]]
-        facts = {"source": source.uri, "ignored": names, "num_ignored": len(ignored)}
-        _log.info("files beside it are not loaded", extra=facts)
 
 
 def _mistake(

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -29,6 +30,7 @@ from tests.support.loader_process import (
     LoaderProcess,
     prepared,
     refusal,
+    run_loader_here,
     run_loader_process,
     upload,
     write_key,
@@ -100,6 +102,30 @@ async def test_a_restarted_loader_finds_what_it_had(
         answer = await loader.prepare(REVISION, "file:///nowhere", digest=first.digest)
         assert answer == first
         assert loader.progress == []
+
+
+async def test_a_load_from_the_cache_names_the_neighbours_as_the_load_from_the_source_did(
+    folder: Path,
+    base_model: Path,
+    s3: S3,
+    peft_adapter: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    uri = upload(s3, "neighbours", peft_adapter)
+    write_key(folder, "k", s3.credential)
+    digest = None
+    for _ in range(2):
+        async with run_loader_here(folder, allowed_endpoints=(s3.endpoint,)) as channel:
+            channel.post(PrepareModel(base_model.as_uri()))
+            channel.post(PrepareAdapter(REVISION, uri, digest, "k"))
+            while not isinstance(message := await channel.receive(), AdapterPrepared):
+                assert not isinstance(message, AdapterRefused), message
+            digest = message.digest
+            s3.put("neighbours", {"t/a1/later.txt": b"not there when it was read"})
+    told = [vars(record) for record in caplog.records if hasattr(record, "num_ignored")]
+    ours = [(one["ignored"], one["num_ignored"]) for one in told if one["source"] == uri]
+    assert ours == [(["x.py"], 1)] * 2
 
 
 async def test_every_failure_has_its_reason_and_concerns_no_other(

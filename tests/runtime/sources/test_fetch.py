@@ -3,6 +3,7 @@ import logging
 import resource
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,22 +75,50 @@ async def test_a_content_is_fetched_once_and_then_found(s3: S3, cache: DiskCache
     assert second.is_intact()
 
 
-async def test_what_is_left_where_it_is_is_named_in_bounds(
+async def test_what_is_left_where_it_is_is_named_in_bounds_and_again_from_the_cache(
     s3: S3, cache: DiskCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     others = {f"notes-{number:03}": b"" for number in range(100)} | {"x" * 150: b""}
     upload(s3, "beside", FILES | {"README.md": b"#", "tokenizer.json": b"{}"})
-    upload(s3, "crowd", FILES | others)
-    with caplog.at_level(logging.INFO, logger="graft_runtime.sources.fetch"):
+    upload(s3, "crowd", FILES | {"adapter_config.json": b"[]"} | others)
+    digests = []
+    with caplog.at_level(logging.INFO, logger="graft_runtime.sources.beside"):
         for bucket in ("beside", "crowd"):
-            (await fetch(source_at(s3, bucket), adapter(), cache, ignore)).close()
-    told = [vars(record) for record in caplog.records if record.name.endswith(".fetch")]
-    few, many = told
+            entry = await fetch(source_at(s3, bucket), adapter(), cache, ignore)
+            entry.close()
+            digests.append(entry.digest)
+        few, many = told_in(caplog)
+        for digest in digests:
+            nowhere = source_at(s3, "nowhere")
+            (await fetch(nowhere, adapter(digest), cache, ignore)).close()
     assert (few["source"], few["num_ignored"]) == ("s3://beside/a", 2)
     assert few["ignored"] == ["README.md", "tokenizer.json"]
     assert many["num_ignored"] == 101
     assert len(many["ignored"]) == 20
     assert max(map(len, many["ignored"])) <= 80
+    assert told_in(caplog) == [few, many, few, many]
+
+
+async def test_of_two_places_with_the_same_bytes_the_neighbours_of_the_last_one_read_are_named(
+    s3: S3, cache: DiskCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload(s3, "first", FILES | {"README.md": b"#"})
+    upload(s3, "second", FILES | {"optimizer.pt": b"o"})
+    upload(s3, "lonely", FILES)
+    with caplog.at_level(logging.INFO, logger="graft_runtime.sources.beside"):
+        for bucket in ("first", "second", "lonely"):
+            (await fetch(source_at(s3, bucket), adapter(), cache, ignore)).close()
+            (await fetch(source_at(s3, "nowhere"), adapter(DIGEST), cache, ignore)).close()
+    named = [(one["source"], one["ignored"]) for one in told_in(caplog)]
+    first, second = ("s3://first/a", ["README.md"]), ("s3://second/a", ["optimizer.pt"])
+    assert named == [first, first, second, second]
+
+
+def told_in(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """Return what was told of neighbours."""
+    facts = ("source", "ignored", "num_ignored")
+    records = [vars(record) for record in caplog.records if record.name.endswith(".beside")]
+    return [{fact: record[fact] for fact in facts} for record in records]
 
 
 async def test_a_content_without_a_known_digest_is_looked_up_every_time(
