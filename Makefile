@@ -9,7 +9,7 @@ UV := $(BIN)/uv
 export UV_HTTP_TIMEOUT ?= 180
 
 # An environment is current when its stamp names these files' content and this place.
-STAMP := $(VENV)/.setup-$(shell { pwd; cat pyproject.toml requirements/dev.txt requirements/uv.txt; } | cksum | tr ' ' '-')
+STAMP := $(VENV)/.setup-$(shell { pwd; cat pyproject.toml hatch_build.py runtime/graft_runtime/layers/lora/native.c requirements/dev.txt requirements/uv.txt; } | cksum | tr ' ' '-')
 CHECK_VERSION = -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "setup: Graft needs Python \
 3.11, 3.12 or 3.13, and %s is %d.%d. Remove an old $(VENV), or name another: make setup PYTHON=python3.12" % (sys.executable, *v))'
 # What `make generate` writes, checked in; `make verify` proves that it is up to date.

@@ -63,6 +63,18 @@ class LoraSlab:
         """Where each slice of the output begins, and its width."""
         return list(zip(self.group.slice_starts, self.widths, strict=True))
 
+    @cached_property
+    def description(self) -> Tensor:
+        """Where its memory is, as `native.c` reads it: int64 numbers.
+
+        Address of A, I, G; then for each slice the address of its B, where its columns begin, and
+        how many there are.
+        """
+        words = [self.a_PGRI.data_ptr(), self.group.in_features, len(self.b_PRo)]
+        for b_PRo, (start, width) in zip(self.b_PRo, self.columns, strict=True):
+            words += [b_PRo.data_ptr(), start, width]
+        return torch.tensor(words)
+
     def factors(self, pages: Pages, num_adapters: int) -> Factors:
         """Return the factors of adapters whose pages, equally many for each, follow one another."""
         if not isinstance(pages, slice):

@@ -29,6 +29,7 @@ from graft_runtime.layers.lora.base import (
     rows_by_slot,
 )
 from graft_runtime.layers.lora.layout import PAGE_RANK
+from graft_runtime.layers.lora.native import NativeRows, kernel, native_rows
 
 MIN_OWN_ROWS = 16
 """From this many rows on an adapter is multiplied alone: nothing is gained by company."""
@@ -64,18 +65,22 @@ class LoraPart:
     """K, with the pages of others in between, whose places stay empty."""
     touched: frozenset[GroupKey]
 
+    def add(self, slab: LoraSlab, x_TI: Tensor, out_TO: Tensor) -> None:
+        """Add what its rows' adapters make of their inputs to the base output, in place."""
+        _add_part(slab, self, x_TI, out_TO)
+
 
 @dataclass(frozen=True)
 class PartedRows:
     """The adapted rows of one product."""
 
-    parts: tuple[LoraPart, ...]
+    parts: tuple[LoraPart | NativeRows, ...]
 
     def add(self, slab: LoraSlab, x_TI: Tensor, out_TO: Tensor) -> None:
         """Add ``scaling * B @ A @ x`` of each row's adapter to the base output, in place."""
         for part in self.parts:
             if slab.key in part.touched:
-                _add_part(slab, part, x_TI, out_TO)
+                part.add(slab, x_TI, out_TO)
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,18 @@ def group_rows(pool: LoraPool, slots: Sequence[int], device: torch.device) -> Pa
     rows_of = rows_by_slot(slots)
     if not rows_of:
         return None
+    parts: list[LoraPart | NativeRows] = []
+    add = kernel() if pool.dtype is torch.bfloat16 else None
+    if add is not None:
+        few = {slot: rows for slot, rows in rows_of.items() if len(rows) < MIN_OWN_ROWS}
+        parts += [native_rows(pool, few, add)] if few else []
+        rows_of = {slot: rows for slot, rows in rows_of.items() if slot not in few}
     members = [
         _Member(adapter.pages, rows, adapter.touched)
         for adapter, rows in ((pool.adapter(slot), rows) for slot, rows in rows_of.items())
     ]
-    return PartedRows(tuple(_part(together, device) for together in _companies(members)))
+    parts += (_part(together, device) for together in _companies(members))
+    return PartedRows(tuple(parts))
 
 
 def _companies(members: list[_Member]) -> Iterator[list[_Member]]:
