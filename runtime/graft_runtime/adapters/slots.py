@@ -10,6 +10,7 @@ features out of one slice.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -276,8 +277,9 @@ class SlotLoad:
                 raise ReasonedError(Reason.MALFORMED_ARTIFACT, message)
 
     def _refuse_non_finite(self, values: Tensor) -> None:
-        # Such an adapter would answer with nothing but errors.
-        if not bool(torch.isfinite(values).all()):
+        # Such an adapter would answer with nothing but errors. The extremes tell, NaN being both:
+        # looking at each number by itself takes ten times as long as copying it.
+        if not all(math.isfinite(extreme.item()) for extreme in values.aminmax()):
             self.cancel()
             names = ", ".join(part.file.path.name for part in self._parts)
             raise ReasonedError(Reason.NON_FINITE_WEIGHTS, f"{names} holds NaN or infinity")

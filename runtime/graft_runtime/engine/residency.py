@@ -12,6 +12,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -22,10 +23,12 @@ from graft_runtime.ipc.messages import AdapterResidency, RegisterAdapter, Reside
 
 logger = logging.getLogger(__name__)
 
-SLICE_BYTES = 8 * 2**20
-"""Most bytes copied to the device between two steps, so that a load never holds one up for long."""
-MAX_LOADS = 2
-"""Loads under way: one is copied while the next one's file is read."""
+SLICE_BYTES = 16 * 2**20
+NUM_SLICES = 2
+"""Slices copied to the device between two steps, each of another load: enough for a crowd of cold
+adapters, and so few bytes that they never hold a step up for long."""
+MAX_LOADS = 4
+"""Loads under way: some are copied while the next ones' files are read."""
 
 
 class SlotLoad(Protocol):
@@ -205,17 +208,16 @@ class Residency:
         return bool(self._loading or self._wanted)
 
     def advance(self, slots_in_use: AbstractSet[int]) -> None:
-        """Start the loads for which there is room or can be made, then copy one slice.
+        """Start the loads for which there is room or can be made, then copy a slice of some.
 
         Args:
             slots_in_use: Slots named by running requests; they are not touched.
         """
         while len(self._loading) < MAX_LOADS and self._start_next(slots_in_use):
             pass
-        for weights in self._loading:
-            if weights.load is not None and weights.load.is_ready:
-                self._copy_slice(weights, weights.load)
-                return
+        ready = ((one, one.load) for one in self._loading if one.load and one.load.is_ready)
+        for weights, load in list(islice(ready, NUM_SLICES)):
+            self._copy_slice(weights, load)
 
     def check_integrity(self) -> None:
         """Check the slots underneath.

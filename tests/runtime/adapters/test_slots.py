@@ -324,10 +324,13 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     assert refused(tmp_path / "absent.slot").reason is Reason.MALFORMED_ARTIFACT
 
 
-def test_a_non_finite_weight_stops_the_load_and_gives_the_pages_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_non_finite_weight_stops_the_load_and_gives_the_pages_back(
+    tmp_path: Path, value: str
+) -> None:
     path = tmp_path / "nan.slot"
     damaged = tensors(4)
-    damaged[tensor_names(1, "o")[1]][0, 2, 3] = float("inf")
+    damaged[tensor_names(1, "o")[1]][0, 2, 3] = float(value)
     save_file(damaged, path, metadata=header(4).to_metadata())
     slots = pool()
     with pytest.raises(ReasonedError) as caught:

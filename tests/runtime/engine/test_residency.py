@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from graft_protocol.reasons import Reason
 from graft_runtime.adapters.slot_source import SlotSource
-from graft_runtime.engine.residency import MAX_LOADS, Residency
+from graft_runtime.engine.residency import MAX_LOADS, NUM_SLICES, Residency
 from graft_runtime.errors import ReasonedError
 from graft_runtime.ipc.messages import AdapterResidency, RegisterAdapter, SlotPart
 from graft_runtime.layers.lora.layout import pages_for
@@ -245,18 +245,29 @@ def test_a_wish_that_nobody_asked_for_does_not_wait_behind_one_that_has_no_room(
 
 
 def test_a_file_that_is_still_being_read_holds_up_no_other() -> None:
-    bench = Bench(4)
+    names = "abcdefgh"[: MAX_LOADS + 1]
+    bench = Bench(len(names))
     bench.pages.reads_at_once = False
-    for name in "abc":
+    for name in names:
         bench.register(name)
-    bench.wants(*"abc")
+    bench.wants(*names)
     bench.advance()
     assert len(bench.pages.loads) == MAX_LOADS
     assert (bench.residency.has_work, bench.residency.is_copying) == (True, False)
     bench.pages.loads[1].is_ready = True
     assert (bench.residency.has_work, bench.residency.is_copying) == (True, True)
     bench.advance()
-    assert bench.states() == {"a": "loading", "b": "resident", "c": "loading"}
+    assert bench.states() == dict.fromkeys(names, "loading") | {"b": "resident"}
+
+
+def test_between_two_steps_several_adapters_come_nearer() -> None:
+    names = "abcdefgh"[:NUM_SLICES]
+    bench = Bench(len(names))
+    for name in names:
+        bench.register(name)
+    bench.wants(*names)
+    bench.advance(times=2)
+    assert bench.states() == dict.fromkeys(names, "resident")
 
 
 def test_a_load_that_nobody_wants_any_more_gives_its_pages_back() -> None:
