@@ -76,15 +76,16 @@ def check(pool: LoraPool, slots: list[int], group_rows: GroupRows) -> None:
     dtype, device = slab.a_PGRI.dtype, slab.a_PGRI.device
     # Both begin inside wider tensors, as they may in a model.
     width, wider = slab.group.in_features, slab.group.out_features
-    x = torch.randn(len(slots), width + 3).to(device, dtype)[:, :width]
-    out = torch.randn(len(slots), wider + 5).to(device, dtype)[:, :wider]
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(len(slots), width + 3, generator=generator)
+    out = torch.randn(len(slots), wider + 5, generator=generator)
+    x, out = x.to(device, dtype)[:, :width], out.to(device, dtype)[:, :wider]
     (expected, sizes), before = plain(pool, slab, slots, x, out), out.clone()
     add(group_rows(pool, slots, device), slab, x, out)
-    if dtype == torch.float32:
-        torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-5)
-    else:
-        # The inner product and the sum are rounded once each: bfloat16 errs by 2**-8 at most.
-        assert ((out.double() - expected).abs() <= 2**-7 * sizes).all()
+    # The inner product and the sum are rounded once each: bfloat16 errs by 2**-8 at most. float32
+    # errs by 2**-24, many times: what is added up is up to a thousand numbers.
+    bound = 2**-20 if dtype == torch.float32 else 2**-7
+    assert ((out.double() - expected).abs() <= bound * sizes).all()
     base = [row for row, slot in enumerate(slots) if slot == 0]
     assert torch.equal(out[base], before[base])
 
