@@ -113,8 +113,7 @@ class EchoModel:
         return StepResult(np.array(self._tokens, dtype=np.int64), None)
 
     def _next(self, plan: StepPlan, row: int) -> int:
-        start, end = plan.block_starts[row : row + 2].tolist()
-        blocks = plan.block_ids_N[start:end].tolist()
+        blocks = plan.block_tables[row]
         context = []
         length = int(plan.seq_lens_R[row])
         window = length if self.window is None else self.window

@@ -4,13 +4,13 @@ The scheduler makes them; the plan and the outputs are read from them. Most rows
 one more token for a request that wants nothing else, so these are kept as columns, and nothing is
 made for each of them.
 
-Shape legend: D rows of `Decodes`.
+Shape legend: D rows of `Decodes`, L rows that reach their last token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -26,6 +26,7 @@ _slot = attrgetter("slot")
 _start = attrgetter("num_computed")
 _table = attrgetter("blocks")
 _epoch = attrgetter("epoch")
+_rope_variant = attrgetter("rope_variant")
 
 
 class Row(NamedTuple):
@@ -62,6 +63,8 @@ class Decodes:
     starts_D: IntArray
     """See `Row`, as for the others."""
     slots_D: IntArray
+    rope_variants_D: IntArray
+    """See `RopeSpec.variant`."""
     tables: list[list[int]]
     epochs: list[int]
 
@@ -69,13 +72,23 @@ class Decodes:
     def of(cls, requests: Sequence[Request]) -> Decodes:
         """Return the rows of such requests, each of which has one token left to launch."""
         ordered = sorted(requests, key=_slot)
+        count = len(ordered)
         return cls(
             ordered,
-            column(map(_start, ordered), len(ordered)),
-            column(map(_slot, ordered), len(ordered)),
+            column(map(_start, ordered), count),
+            column(map(_slot, ordered), count),
+            column(map(_rope_variant, ordered), count),
             list(map(_table, ordered)),
             list(map(_epoch, ordered)),
         )
+
+    def again(self) -> Decodes:
+        """Return the rows of the same requests in the next step that has all of them.
+
+        Only where each has got is new: what has lost its blocks is not in every step.
+        """
+        starts_D = column(map(_start, self.requests), len(self.requests))
+        return replace(self, starts_D=starts_D)
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -95,6 +108,11 @@ class Decodes:
 def column(numbers: Iterable[int], count: int) -> IntArray:
     """Return so many numbers as an array."""
     return np.fromiter(numbers, dtype=np.int64, count=count)
+
+
+def joined(decoded_D: IntArray, others: Sequence[int]) -> IntArray:
+    """Return a column of all rows; most steps have no others."""
+    return np.concatenate((decoded_D, np.array(others, dtype=np.int64))) if others else decoded_D
 
 
 NO_DECODES: Final = Decodes.of(())
@@ -129,6 +147,12 @@ class Batch:
     def ending(self) -> list[Request]:
         """The requests whose last token is reached, in the order of the step's logits."""
         return [*self.decodes.requests, *(row.request for row in self.others if row.samples)]
+
+    @property
+    def end_lengths(self) -> IntArray:
+        """How many tokens each ``ending`` one has by the time that the step samples; [L]."""
+        ends = [row.start + row.num_tokens for row in self.others if row.samples]
+        return joined(self.decodes.starts_D + 1, ends)
 
     def requests(self) -> Iterator[Request]:
         """Iterate over the requests, in the order of the rows."""

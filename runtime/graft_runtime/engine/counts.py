@@ -7,7 +7,7 @@ Shape legend: E changed places.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 
 class CountSlots:
@@ -73,9 +73,8 @@ class Counts:
     def tell(self, news: News) -> None:
         """Add the changed places to what is sent; they count as sent."""
         slot, ids, counts = self.slot, self._ids, self._counts
-        changed: Iterable[int] = (
-            range(len(ids)) if self._news is None else dict.fromkeys(self._news)
-        )
+        # One that has changed twice is told twice, which does no harm.
+        changed = range(len(ids)) if self._news is None else self._news
         for place in changed:
             news.extend((slot, place, ids[place], counts[place]))
         self._news = []

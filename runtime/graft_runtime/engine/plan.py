@@ -9,27 +9,27 @@ later, in a `SamplePlan`, when everything before it is known.
 Shape legend: T tokens, C carried tokens, R rows (requests), D those of `Decodes`, L rows that reach
 their last token, S rows that get a new token (L without those that ended meanwhile), P tokens of
 prompts that are scored, E rows whose hidden states are pooled, H hidden size, K likeliest tokens, N
-block ids of all rows (or, in what the sampler brings, tokens that all rows name).
+tokens that all rows name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from typing import Final
 
 import numpy as np
 
-from graft_runtime.engine.batch import Batch, Decodes, Row, column
+from graft_runtime.engine.batch import Batch, Decodes, Row, column, joined
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.sampling_plan import SamplingPlanner
 from graft_runtime.sampling.batch import FloatArray, IntArray, SamplingBatch
 
-_known_ids = attrgetter("block_ids")
+_planned_table = attrgetter("planned_table")
 _tokens_of = attrgetter("tokens")
 _sampled_row = attrgetter("sampled_row")
-_rope_variant = attrgetter("rope_variant")
 _NOTHING: Final[IntArray] = np.zeros(0, dtype=np.int64)
 
 
@@ -50,9 +50,8 @@ class StepPlan:
     """[R + 1] where each row's tokens begin in T."""
     seq_lens_R: IntArray
     """Context length of each row, this step's tokens included."""
-    block_starts: IntArray
-    """[R + 1] where each row's blocks begin in N."""
-    block_ids_N: IntArray
+    block_tables: list[list[int]]
+    """[R] each row's blocks, in order. Nobody changes them any more."""
     adapter_slots_R: IntArray
     rope_variants_R: IntArray
     """See `RopeSpec.variant`."""
@@ -127,9 +126,8 @@ def build_plan(batch: Batch, block_size: int) -> StepPlan:
 
 def _plan_of_decodes(decodes: Decodes, block_size: int) -> StepPlan:
     """Return what `_plan_of_any` would; most steps are of this kind, and much of it is known."""
-    block_starts, block_ids_N = _block_tables(decodes.requests, decodes.tables)
+    tables = _block_tables(decodes.requests, decodes.tables)
     positions_T = decodes.starts_D
-    block_R, offset_R = np.divmod(positions_T, block_size)
     token_ids_T, carried_C, carried_from_C = _tokens(decodes, ())
     starts = np.arange(len(decodes) + 1)
     return StepPlan(
@@ -137,13 +135,12 @@ def _plan_of_decodes(decodes: Decodes, block_size: int) -> StepPlan:
         carried_C=carried_C,
         carried_from_C=carried_from_C,
         positions_T=positions_T,
-        slot_mapping_T=block_ids_N[block_starts[:-1] + block_R] * block_size + offset_R,
+        slot_mapping_T=_last_slots(tables, positions_T, block_size),
         query_starts=starts,
         seq_lens_R=positions_T + 1,
-        block_starts=block_starts,
-        block_ids_N=block_ids_N,
+        block_tables=tables,
         adapter_slots_R=decodes.slots_D,
-        rope_variants_R=column(map(_rope_variant, decodes.requests), len(decodes)),
+        rope_variants_R=decodes.rope_variants_D,
         logits_rows_L=starts[:-1],
         prompt_rows_P=_NOTHING,
         prompt_targets_P=_NOTHING,
@@ -155,14 +152,16 @@ def _plan_of_decodes(decodes: Decodes, block_size: int) -> StepPlan:
 def _plan_of_any(batch: Batch, block_size: int) -> StepPlan:
     decodes, others = batch.decodes, batch.others
     num_decodes = len(decodes)
-    counts = _joined(np.ones(num_decodes, dtype=np.int64), [row.num_tokens for row in others])
-    computed = _joined(decodes.starts_D, [row.start for row in others])
+    counts = joined(np.ones(num_decodes, dtype=np.int64), [row.num_tokens for row in others])
+    computed = joined(decodes.starts_D, [row.start for row in others])
     query_starts = _starts(counts)
     requests = [*decodes.requests, *(row.request for row in others)]
-    tables = [*decodes.tables, *(row.table for row in others)]
-    block_starts, block_ids_N = _block_tables(requests, tables)
+    tables = _block_tables(requests, [*decodes.tables, *(row.table for row in others)])
     positions_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - computed, counts)
-    block_index_T = np.repeat(block_starts[:-1], counts) + positions_T // block_size
+    slots_D = _last_slots(tables[:num_decodes], decodes.starts_D, block_size)
+    slots_of_others = _slots(
+        tables[num_decodes:], counts[num_decodes:], positions_T[num_decodes:], block_size
+    )
     sampled = [at for at, row in enumerate(others, num_decodes) if row.samples]
     # Few steps have any of these, and then few rows of them.
     odd = [(at, row) for at, row in enumerate(others, num_decodes) if row.scored or row.pooled]
@@ -173,14 +172,15 @@ def _plan_of_any(batch: Batch, block_size: int) -> StepPlan:
         carried_C=query_starts[1:][carried] - 1,
         carried_from_C=carried_from,
         positions_T=positions_T,
-        slot_mapping_T=block_ids_N[block_index_T] * block_size + positions_T % block_size,
+        slot_mapping_T=np.concatenate((slots_D, slots_of_others)),
         query_starts=query_starts,
         seq_lens_R=computed + counts,
-        block_starts=block_starts,
-        block_ids_N=block_ids_N,
-        adapter_slots_R=_joined(decodes.slots_D, [row.slot for row in others]),
-        rope_variants_R=column(map(_rope_variant, requests), len(requests)),
-        logits_rows_L=query_starts[1:][_joined(np.arange(num_decodes), sampled)] - 1,
+        block_tables=tables,
+        adapter_slots_R=joined(decodes.slots_D, [row.slot for row in others]),
+        rope_variants_R=joined(
+            decodes.rope_variants_D, [row.request.rope_variant for row in others]
+        ),
+        logits_rows_L=query_starts[1:][joined(np.arange(num_decodes), sampled)] - 1,
         prompt_rows_P=prompt_rows_P,
         prompt_targets_P=prompt_targets_P,
         num_prompt_top=max(
@@ -195,15 +195,13 @@ def build_sample_plan(batch: Batch, planner: SamplingPlanner) -> SamplePlan:
 
     All tokens of earlier steps must be known by now: penalties and the like depend on them.
     """
-    ending = batch.ending
+    ending, lengths_S = batch.ending, batch.end_lengths
     requests = [request for request in ending if not request.has_ended]
-    for place, request in enumerate(requests):
-        request.sampled_row = place
-    if len(requests) == len(ending):
-        rows_S = np.arange(len(ending))
-    else:
+    rows_S = np.arange(len(ending))
+    if len(requests) < len(ending):
         rows_S = np.flatnonzero([not request.has_ended for request in ending])
-    return SamplePlan(rows_S, planner.build(requests))
+        lengths_S = lengths_S[rows_S]
+    return SamplePlan(rows_S, planner.build(requests, lengths_S))
 
 
 def _tokens(decodes: Decodes, others: Sequence[Row]) -> tuple[IntArray, IntArray, IntArray]:
@@ -226,29 +224,44 @@ def _tokens(decodes: Decodes, others: Sequence[Row]) -> tuple[IntArray, IntArray
             tokens.append(0)
             carried.append(at)
     froms = [others[at - len(requests)].request.sampled_row for at in carried]
-    return _joined(tokens_D, tokens), _joined(carried_D, carried), _joined(from_D, froms)
+    return joined(tokens_D, tokens), joined(carried_D, carried), joined(from_D, froms)
 
 
-def _block_tables(requests: list[Request], tables: list[list[int]]) -> tuple[IntArray, IntArray]:
-    """Return where each row's blocks begin [R + 1], and all rows' blocks [N]."""
-    parts = list(map(_known_ids, requests))
-    for row in [row for row, part in enumerate(parts) if part is None]:
-        parts[row] = _block_ids(requests[row], tables[row])
-    return _starts(column(map(len, parts), len(parts))), np.concatenate(parts)
+def _block_tables(requests: list[Request], tables: list[list[int]]) -> list[list[int]]:
+    """Return rows' tables as they are now; those that have not changed, as they were."""
+    planned = list(map(_planned_table, requests))
+    for row in [row for row, table in enumerate(planned) if table is None]:
+        planned[row] = _block_table(requests[row], tables[row])
+    return planned
 
 
-def _block_ids(request: Request, table: list[int]) -> IntArray:
-    """Flatten a row's table, and note that.
+def _block_table(request: Request, table: list[int]) -> list[int]:
+    """Copy a row's table, and note that.
 
     For blocks that were given back its first other one stands: nothing sees what is in their place,
     but a kernel may read it, and then it must be finite.
     """
-    ids = np.array(table, dtype=np.int64)
-    num_released = request.num_released
-    if num_released:
-        ids[:num_released] = ids[num_released]
-    request.block_ids = ids
-    return ids
+    first = request.num_released
+    request.planned_table = planned = table[first : first + 1] * first + table[first:]
+    return planned
+
+
+def _last_slots(tables: list[list[int]], positions_R: IntArray, block_size: int) -> IntArray:
+    """Return where the key and value of each row's only token go."""
+    at_R, offset_R = np.divmod(positions_R, block_size)
+    blocks = [table[at] for table, at in zip(tables, at_R.tolist(), strict=True)]
+    return np.array(blocks, dtype=np.int64) * block_size + offset_R
+
+
+def _slots(
+    tables: list[list[int]], counts_R: IntArray, positions_T: IntArray, block_size: int
+) -> IntArray:
+    """Return where the key and value of each token go, of rows of so many tokens."""
+    starts = _starts(column(map(len, tables), len(tables)))
+    blocks = column(chain.from_iterable(tables), int(starts[-1]))
+    at_T = np.repeat(starts[:-1], counts_R) + positions_T // block_size
+    slots_T: IntArray = blocks[at_T] * block_size + positions_T % block_size
+    return slots_T
 
 
 def _bounds(row: Row, first: int) -> tuple[int, int]:
@@ -270,11 +283,6 @@ def _prompt_scores(
             indices += range(scored.start + offset, scored.stop + offset)
             targets += row.request.tokens[scored.start : scored.stop]
     return np.array(indices, dtype=np.int64), np.array(targets, dtype=np.int64)
-
-
-def _joined(decoded_D: IntArray, others: Sequence[int]) -> IntArray:
-    """Return a column of all rows; most steps have no others."""
-    return np.concatenate((decoded_D, np.array(others, dtype=np.int64))) if others else decoded_D
 
 
 def _starts(counts: IntArray) -> IntArray:

@@ -14,7 +14,7 @@ from graft_runtime.engine.thoughts import ThoughtWatch
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.errors import GraftRuntimeError
 from graft_runtime.ipc.messages import FinishReason, Sampling, TokenScore
-from graft_runtime.sampling.batch import FloatArray, IntArray
+from graft_runtime.sampling.batch import FloatArray
 from graft_runtime.sampling.grammar import GrammarState
 from graft_runtime.sampling.plugins import BoundProcessor
 
@@ -87,7 +87,7 @@ class Request:
     has_ended: bool = False
     """Whether nothing more is to be said to its client."""
 
-    block_ids: IntArray | None = None
+    planned_table: list[int] | None = None
     """The table as the last plan had it, see `build_plan`; None once the table has changed."""
 
     prompt_scores: list[TokenScore] = field(default_factory=list)
@@ -173,7 +173,7 @@ class Request:
 
     def take(self, found: list[int], new: list[int]) -> None:
         """Begin a table with what the prefix cache had, and blocks for what is to be computed."""
-        self.blocks, self.block_ids = found + new, None
+        self.blocks, self.planned_table = found + new, None
         self.num_released = found.count(RELEASED)
 
     def release(self, end: int) -> list[int]:
@@ -181,7 +181,7 @@ class Request:
         behind = self.blocks[self.num_released : end]
         if behind:
             self.blocks[self.num_released : end] = [RELEASED] * len(behind)
-            self.num_released, self.block_ids = end, None
+            self.num_released, self.planned_table = end, None
         return behind
 
     def check_integrity(self) -> None:

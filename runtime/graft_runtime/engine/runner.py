@@ -72,12 +72,20 @@ class StepHandle:
         """
         self._runner = runner
         self._plan = plan
-        self._forward = forward
+        self._forward: Future[Forwarded] | None = forward
         self._sampled: Future[_Landing] | None = None
 
     def sample(self, plan: SamplePlan) -> None:
-        """Launch the choice of tokens. It waits for the logits, this call does not."""
-        self._sampled = self._runner.launch_sampling(self._plan, self._forward, plan)
+        """Launch the choice of tokens. It waits for the logits, this call does not.
+
+        They are large, so nobody else keeps them: they go with the work that reads them, before
+        the next step makes its own.
+        """
+        forward, self._forward = self._forward, None
+        if forward is None:
+            message = "the tokens of a step were to be chosen twice"
+            raise GraftRuntimeError(message)
+        self._sampled = self._runner.launch_sampling(self._plan, forward, plan)
 
     def result(self) -> StepResult:
         """Wait for the step and return its tokens; raises what went wrong in it."""
@@ -88,7 +96,9 @@ class StepHandle:
 
     def abandon(self) -> None:
         """Wait until nothing of the step is under way any more, whatever became of it."""
-        self._forward.exception()
+        for work in (self._forward, self._sampled):
+            if work is not None:
+                work.exception()
 
 
 class Runner:
@@ -157,8 +167,6 @@ class Runner:
         return _Landing(sampled, (scores, ranks_P), pooled_EH)
 
     def _forward_batch(self, plan: StepPlan) -> ForwardBatch:
-        bounds = zip(plan.block_starts[:-1].tolist(), plan.block_starts[1:].tolist(), strict=True)
-        blocks = plan.block_ids_N.tolist()
         logits_rows = np.concatenate((plan.logits_rows_L, plan.prompt_rows_P))
         return ForwardBatch(
             token_ids_T=self._tensor(plan.token_ids_T),
@@ -166,7 +174,7 @@ class Runner:
             slot_mapping_T=self._tensor(plan.slot_mapping_T),
             query_starts=plan.query_starts.tolist(),
             seq_lens=plan.seq_lens_R.tolist(),
-            block_tables=[blocks[start:end] for start, end in bounds],
+            block_tables=plan.block_tables,
             adapter_slots=plan.adapter_slots_R.tolist(),
             rope_variants=plan.rope_variants_R.tolist(),
             logits_rows_S=self._tensor(logits_rows),

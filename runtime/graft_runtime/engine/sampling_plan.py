@@ -40,7 +40,6 @@ from graft_runtime.sampling.interface import DeviceLogitsProcessor, HostLogitsPr
 from graft_runtime.sampling.plugins import BoundProcessor
 
 _record = attrgetter("sampling_record")
-_tokens = attrgetter("tokens")
 _NOTHING: Final[IntArray] = np.zeros(0, dtype=np.int64)
 """Stands for what is filled in step by step."""
 
@@ -70,16 +69,21 @@ class SamplingPlanner:
     def __init__(self) -> None:
         self._fixed: _Fixed | None = None
 
-    def build(self, requests: list[Request]) -> SamplingBatch:
-        """Return how each request's next token is chosen.
+    def build(self, requests: list[Request], lengths_S: IntArray) -> SamplingBatch:
+        """Return how each request's next token is chosen, and number them.
 
-        Changes nothing in them, but that new counts of their tokens are taken for sent: what is
-        returned must reach the device, or the requests must `forget_sent`.
+        Changes nothing else in them, but that new counts of their tokens are taken for sent: what
+        is returned must reach the device, or the requests must `forget_sent`.
+
+        Args:
+            requests: Who gets a token; all earlier ones are known.
+            lengths_S: How many tokens they have.
         """
         fixed = self._fixed
         if fixed is None or fixed.requests != requests:  # requests compare by identity
             fixed = self._fixed = _fixed(requests)
-        lengths_S = column(map(len, map(_tokens, requests)), len(requests))
+            for place, request in enumerate(requests):
+                request.sampled_row = place
         return replace(
             fixed.batch,
             position_S=lengths_S - fixed.num_prompt_S,
@@ -94,7 +98,8 @@ class SamplingPlanner:
 
 def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
     """Flatten requests once; see `SamplingPlanner.build`."""
-    return SamplingPlanner().build(list(requests))
+    lengths_S = column((len(request.tokens) for request in requests), len(requests))
+    return SamplingPlanner().build(list(requests), lengths_S)
 
 
 def _fixed(requests: list[Request]) -> _Fixed:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from graft_runtime.engine.batch import Batch, Decodes, Row, row_of
+from graft_runtime.engine.batch import NO_DECODES, Batch, Decodes, Row, row_of
 from graft_runtime.engine.fair_share import FairShare
 from graft_runtime.engine.kv_cache import BlockPool, blocks_for, blocks_seen
 from graft_runtime.engine.launched import LaunchedSteps
@@ -61,6 +61,8 @@ class Scheduler:
         self._share = FairShare()
         self._waiting = WaitingQueue(self._share)
         self._launched = LaunchedSteps(pool, self._share, limits.block_size, limits.window)
+        self._decoded: tuple[list[Request], Decodes] = [], NO_DECODES
+        """Who decodes in the latest step, as they were found and as its rows."""
         self._scoring_left = 0
         self._coming = 0
 
@@ -119,7 +121,7 @@ class Scheduler:
         budget = self._schedule_prompts(prompts, rows, budget)
         self._schedule_waiting(rows, budget)
         rows.sort(key=_place)
-        return self._launched.launch(Batch(rows, Decodes.of(decodes)))
+        return self._launched.launch(Batch(rows, self._as_columns(decodes)))
 
     def launch(self, rows: Sequence[Row]) -> Batch:
         """Advance requests as if a step of these rows had succeeded already."""
@@ -251,6 +253,13 @@ class Scheduler:
     def _may_score(self, request: Request) -> bool:
         return self._scoring_left > 0 or not request.is_scoring
 
+    def _as_columns(self, requests: list[Request]) -> Decodes:
+        """Return the rows of those that decode; often they are those of the step before."""
+        before, decodes = self._decoded
+        decodes = decodes.again() if requests == before else Decodes.of(requests)
+        self._decoded = requests, decodes
+        return decodes
+
     # Making room.
 
     def _displace(self) -> None:
@@ -285,7 +294,7 @@ class Scheduler:
             if victim is request:
                 return False
         self.pool.extend(request.blocks)
-        request.block_ids = None
+        request.planned_table = None
         return True
 
     def _victim(self, request: Request) -> Request | None:

@@ -30,6 +30,19 @@ def assert_same_plan(one: StepPlan, other: StepPlan) -> None:
             assert mine == others, field.name
 
 
+def assert_as_requests_are(batch: Batch) -> None:
+    """Compare the latest step's rows, once its tokens are being sampled, with their requests."""
+    for row in batch.rows:
+        request = row.request
+        if row.is_current:
+            assert (row.slot, row.start + row.num_tokens) == (request.slot, request.num_computed)
+            assert row.table is request.blocks
+    assert batch.decodes.rope_variants_D.tolist() == [
+        request.rope_variant for request in batch.decodes.requests
+    ]
+    assert batch.end_lengths.tolist() == [len(request.tokens) for request in batch.ending]
+
+
 def crowd(**limits: int) -> Bench:
     """Prompts of many lengths that come while others decode, with adapters, scored prompts."""
     bench = Bench(max_batch_tokens=24, **limits)
@@ -64,6 +77,7 @@ def test_rows_that_are_columns_are_planned_as_the_same_rows_by_themselves_are(
         assert list(batch.requests()) == list(by_rows(batch).requests())
         for request in bench.engine._scheduler.requests():
             assert batch.names(request) == by_rows(batch).names(request)
+        assert_as_requests_are(batch)
     assert mixtures >= {(True, False), (True, True), (False, True)}
     assert bool(bench.engine.stats().preemptions) == (num_blocks == 20)
 

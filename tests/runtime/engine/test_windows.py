@@ -90,8 +90,8 @@ def test_a_plan_names_a_block_that_is_there_in_place_of_each_that_is_not() -> No
             (row,) = flight.batch.rows
             first = row.request.num_released
             seen = seen or first > 1
-            blocks = build_plan(flight.batch, BLOCK_SIZE).block_ids_N.tolist()
-            assert blocks == [row.table[first]] * first + row.table[first:]
+            (table,) = build_plan(flight.batch, BLOCK_SIZE).block_tables
+            assert table == [row.table[first]] * first + row.table[first:]
     assert seen
 
 

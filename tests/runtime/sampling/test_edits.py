@@ -3,6 +3,7 @@
 What is tested is the whole way: parameters, a request's rules, flat arrays, scores.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from graft_runtime.engine.request import Request
 from graft_runtime.engine.sampling_plan import SamplingPlanner, build_sampling
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.ipc.messages import Sampling, Watermark
+from graft_runtime.sampling.batch import IntArray
 from graft_runtime.sampling.counts import CountTable
 from graft_runtime.sampling.edits import apply_edits
 from graft_runtime.sampling.sampler import NO_TOKEN, sample
@@ -275,9 +277,13 @@ def test_what_a_planner_keeps_between_steps_is_what_it_would_build_anew() -> Non
     ]
     planner = SamplingPlanner()
     for running in (made, made, made[1:], made[1:], list(reversed(made)), []):
-        assert_same(planner.build(list(running)), build_sampling(running))
+        assert_same(planner.build(list(running), lengths(running)), build_sampling(running))
         for one in running:
             one.append(8)
+
+
+def lengths(requests: Sequence[Request]) -> IntArray:
+    return np.array([len(each.tokens) for each in requests], dtype=np.int64)
 
 
 def assert_same(one: object, other: object) -> None:
