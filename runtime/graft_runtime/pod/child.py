@@ -35,11 +35,11 @@ RESTART_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0)
 MAX_DEATHS = 5
 DEATH_WINDOW_SECONDS = 300.0
 """This many deaths within the window and the child is given up: a loop of crashes helps nobody."""
-ENVIRONMENT = {"GOMP_SPINCOUNT": "20000"}
+ENVIRONMENT = {"GOMP_SPINCOUNT": "2000"}
 """What children get unless the pod's own environment says otherwise. Threads that wait for the next
-parallel region spin for some microseconds and then sleep. Spinning for the library's milliseconds
-ruins steps when others use the cores; not spinning at all costs a third of the speed when nobody
-does (``bench/decoder_cpu.py``: 148 against 228 tokens/s at 8 requests)."""
+parallel region spin for some microseconds and then sleep. Spinning longer takes cores from whoever
+else has work in the pod, and then a step waits for its own threads; not spinning at all costs a
+decoder that is alone a third of its speed (``bench/README.md`` has the figures)."""
 STOP_SECONDS = 5.0
 """How long a child may take to leave after `Shutdown` before it is killed."""
 
