@@ -28,6 +28,28 @@ x = torch.randn(64, 64) @ torch.randn(64, 64)
 loaded = pathlib.Path("/proc/self/maps").read_text()
 print([name for name in ("libtcmalloc_minimal.so.4", "libomp.so.5") if name in loaded])
 """
+ADD_AN_ADAPTER = """
+import torch
+from graft_runtime.layers.lora.base import LoraPool, ResidentAdapter
+from graft_runtime.layers.lora.cpu import group_rows
+from graft_runtime.layers.lora.layout import LoraGroup, LoraSlice
+
+
+class Model:
+    num_layers = 1
+    lora_groups = (LoraGroup("o", 8, (LoraSlice("o", 4),)),)
+    lm_head_group = LoraGroup("lm_head", 8, (LoraSlice("lm_head", 4),))
+
+
+pool = LoraPool(Model(), num_pages=1, dtype=torch.bfloat16, device=torch.device("cpu"))
+slab = pool.slabs[0, "o"]
+for part in (slab.a_PGRI, *slab.b_PRo):
+    part.fill_(1.0)
+pool.bind(1, ResidentAdapter((0,), 16, frozenset(pool.slabs)))
+rows, out = group_rows(pool, [1], torch.device("cpu")), torch.zeros(1, 4, dtype=torch.bfloat16)
+rows.add(slab, torch.ones(1, 8, dtype=torch.bfloat16), out)
+print(type(rows.parts[0]).__name__, out.tolist())
+"""
 
 
 def test_the_operators_image_runs_restricted(images: Cluster, kubectl: Kubectl) -> None:
@@ -89,6 +111,16 @@ def test_the_runtimes_image_brings_its_allocator_and_openmp(
     outcome = run_to_end(kubectl, pod)
 
     assert outcome.log == "['libtcmalloc_minimal.so.4', 'libomp.so.5']\n"
+
+
+def test_the_runtimes_image_brings_the_kernel_for_adapters_on_a_cpu(
+    images: Cluster, kubectl: Kubectl
+) -> None:
+    pod = restricted_pod("runtime", images.runtime_image, command=["python", "-c", ADD_AN_ADAPTER])
+
+    outcome = run_to_end(kubectl, pod)
+
+    assert outcome.log == "NativeRows [[128.0, 128.0, 128.0, 128.0]]\n"
 
 
 def test_the_namespaces_of_stories_refuse_what_restricted_refuses(
