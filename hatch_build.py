@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -30,17 +29,33 @@ class KernelHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, if that can be done, and have the wheel say for which machine it is."""
         del version
-        compiler = shutil.which(os.environ.get("CC", "cc"))
         root = Path(self.root)
         (root / LIBRARY).unlink(missing_ok=True)
-        if compiler is None or platform.system() != "Linux":
-            self.app.display_warning("no C compiler on Linux: adapters on a CPU will be slower")
+        try:
+            _compile(root)
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.app.display_warning(f"no kernel in C, adapters on a CPU will be slower: {error}")
             return
-        unlinked = root / LIBRARY.with_suffix(".o")
-        subprocess.run([compiler, *FLAGS, "-c", root / SOURCE, "-o", unlinked], check=True)
-        subprocess.run([compiler, "-shared", unlinked, "-o", root / LIBRARY], check=True)
-        unlinked.unlink()
         build_data["artifacts"].append(f"/{LIBRARY}")
         build_data["pure_python"] = False
         machine = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{machine}"
+
+
+def _compile(root: Path) -> None:
+    """Compile in two steps: the linker must not be told of OpenMP.
+
+    Raises:
+        OSError: There is no compiler, or no Linux.
+        subprocess.CalledProcessError: It cannot compile this, for want of the C library's headers
+            or of OpenMP. It has said why.
+    """
+    if platform.system() != "Linux":
+        message = "it is for Linux"
+        raise OSError(message)
+    compiler, unlinked = os.environ.get("CC", "cc"), root / LIBRARY.with_suffix(".o")
+    try:
+        subprocess.run([compiler, *FLAGS, "-c", root / SOURCE, "-o", unlinked], check=True)
+        subprocess.run([compiler, "-shared", unlinked, "-o", root / LIBRARY], check=True)
+    finally:
+        unlinked.unlink(missing_ok=True)
