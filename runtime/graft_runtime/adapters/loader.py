@@ -331,13 +331,13 @@ class Loader:
             entry = await fetch(source, wanted, self._cache, progress)
             if uri.revision:
                 entry.origin = source.uri
-                await self._remember(wanted.kind, entry, choice)
+                await self._remember(wanted.kind, source.uri, entry, choice)
         return entry
 
-    async def _remember(self, kind: Kind, entry: CacheEntry, choice: str) -> None:
+    async def _remember(self, kind: Kind, uri: str, entry: CacheEntry, choice: str) -> None:
         """Note what the commit that was read holds, as long as its content is pinned."""
         try:
-            await self._pins.remember(kind, entry.origin or "", entry.digest, choice=choice)
+            await self._pins.remember(kind, uri, entry.digest, choice=choice)
         except BaseException:
             entry.close()
             raise

@@ -67,7 +67,23 @@ class LoraPart:
 
     def add(self, slab: LoraSlab, x_TI: Tensor, out_TO: Tensor) -> None:
         """Add what its rows' adapters make of their inputs to the base output, in place."""
-        _add_part(slab, self, x_TI, out_TO)
+        count, rows = self.num_adapters, self.rows
+        factors = slab.factors(self.pages, count)
+        if isinstance(rows, slice):
+            h_KMC = _shrink(factors, x_TI[rows])
+            out_KMO = out_TO[rows].view(count, -1, out_TO.shape[1])
+            for index, (start, width) in enumerate(slab.columns):
+                h_KMp, b_Kpo = _of_slice(h_KMC, index, factors), factors.b_Kpo[index]
+                out_KMO.narrow(2, start, width).baddbmm_(h_KMp, b_Kpo)
+            return
+        h_KMC = _shrink(factors, x_TI.index_select(0, rows.takes_KM))
+        y_LO = out_TO.new_empty((rows.takes_KM.shape[0], out_TO.shape[1]))
+        y_KMO = y_LO.view(count, -1, out_TO.shape[1])
+        for index, (start, width) in enumerate(slab.columns):
+            h_KMp, b_Kpo = _of_slice(h_KMC, index, factors), factors.b_Kpo[index]
+            torch.bmm(h_KMp, b_Kpo, out=y_KMO.narrow(2, start, width))
+        y_nO = y_LO if rows.places_n is None else y_LO.index_select(0, rows.places_n)
+        out_TO.index_add_(0, rows.rows_n, y_nO)
 
 
 @dataclass(frozen=True)
@@ -170,26 +186,6 @@ def _index(numbers: list[int], device: torch.device) -> Pages:
     if numbers == list(range(first, first + len(numbers))):
         return slice(first, first + len(numbers))
     return torch.tensor(numbers, dtype=torch.int64, device=device)
-
-
-def _add_part(slab: LoraSlab, part: LoraPart, x_TI: Tensor, out_TO: Tensor) -> None:
-    count, rows = part.num_adapters, part.rows
-    factors = slab.factors(part.pages, count)
-    if isinstance(rows, slice):
-        h_KMC = _shrink(factors, x_TI[rows])
-        out_KMO = out_TO[rows].view(count, -1, out_TO.shape[1])
-        for index, (start, width) in enumerate(slab.columns):
-            h_KMp, b_Kpo = _of_slice(h_KMC, index, factors), factors.b_Kpo[index]
-            out_KMO.narrow(2, start, width).baddbmm_(h_KMp, b_Kpo)
-        return
-    h_KMC = _shrink(factors, x_TI.index_select(0, rows.takes_KM))
-    y_LO = out_TO.new_empty((rows.takes_KM.shape[0], out_TO.shape[1]))
-    y_KMO = y_LO.view(count, -1, out_TO.shape[1])
-    for index, (start, width) in enumerate(slab.columns):
-        h_KMp, b_Kpo = _of_slice(h_KMC, index, factors), factors.b_Kpo[index]
-        torch.bmm(h_KMp, b_Kpo, out=y_KMO.narrow(2, start, width))
-    y_nO = y_LO if rows.places_n is None else y_LO.index_select(0, rows.places_n)
-    out_TO.index_add_(0, rows.rows_n, y_nO)
 
 
 def _shrink(factors: Factors, x_nI: Tensor) -> Tensor:

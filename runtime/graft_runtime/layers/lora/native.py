@@ -86,7 +86,8 @@ class NativeRows:
         """
         _check(x_TI)
         _check(out_TO)
-        h = torch.empty(self.num_products * len(slab.b_PRo) * PAGE_RANK)
+        num_sums = self.num_products * len(slab.b_PRo) * PAGE_RANK
+        h = torch.empty(num_sums, dtype=torch.float32)
         self.kernel(
             slab.description.data_ptr(),
             self.members_M5.data_ptr(),
