@@ -152,6 +152,7 @@ async def run_loader_process(
     told = loader_told(folder, settings)
     settings_file = folder / "settings.json"
     settings_file.write_text(told.to_json())
+    told.socket.unlink(missing_ok=True)  # of a loader that ran over this folder before
     context = zmq.asyncio.Context()
     channel: AsyncChannel[FromLoader, ToLoader] = AsyncChannel(context, told.socket, FromLoader)
     process = await asyncio.create_subprocess_exec(

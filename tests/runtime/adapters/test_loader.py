@@ -95,7 +95,6 @@ async def test_a_restarted_loader_finds_what_it_had(
         assert isinstance(model, ModelPrepared)
         first = prepared(await loader.prepare(REVISION, peft_adapter.as_uri()))
         assert await loader.stop() == 0
-    (folder / "s").unlink(missing_ok=True)
     async with run_loader_process(folder) as loader:
         again = await loader.prepare_model("file:///nowhere", digest=model.digest)
         assert again == model

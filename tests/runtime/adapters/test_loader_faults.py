@@ -43,7 +43,6 @@ async def test_a_killed_loader_leaves_a_cache_that_the_next_one_can_use(
             loader.process.kill()
             await loader.process.wait()
             assert list((folder / "cache" / "tmp").iterdir())
-    (folder / "s").unlink(missing_ok=True)
     async with run_loader_process(folder) as loader:
         assert list((folder / "cache" / "tmp").iterdir()) == []
         await loader.prepare_model(base_model.as_uri())
@@ -58,7 +57,6 @@ async def test_a_cache_that_became_read_only_serves_what_it_holds_until_it_takes
         model = await loader.prepare_model(base_model.as_uri())
         first = prepared(await loader.prepare("team-a/held@0", peft_adapter.as_uri()))
     assert isinstance(model, ModelPrepared)
-    (folder / "s").unlink(missing_ok=True)
     places = [folder / "cache", *(path for path in (folder / "cache").rglob("*") if path.is_dir())]
     try:
         for place in places:
@@ -159,7 +157,6 @@ async def test_a_released_adapter_makes_room_and_a_wanted_one_does_not(
         await loader.prepare("v0", versions[0].as_uri())
         used = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
     adapter_bytes = sum((peft_adapter / name).stat().st_size for name in (CONFIG, WEIGHTS))
-    (folder / "s").unlink(missing_ok=True)
     limit = used + 2 * adapter_bytes  # one adapter with its slot file, and not a second
     async with run_loader_process(folder, cache_max_bytes=limit) as loader:
         await loader.prepare_model(base_model.as_uri())

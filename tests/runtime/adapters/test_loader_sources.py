@@ -166,7 +166,6 @@ async def test_a_hub_revision_is_read_at_its_commit_which_is_told_and_remembered
     assert first.origin == f"hf://org/moving@{commit}"
     places.hub.repository("org/moving").commit({CONFIG: b"{}", WEIGHTS: b"newer"})
     asked = len(places.hub.requests)
-    (folder / "s").unlink(missing_ok=True)
     offline = {"HF_HUB_OFFLINE": "1"}
     async with run_loader_process(folder, environment=offline) as loader:
         await loader.prepare_model(base_model.as_uri())
@@ -197,19 +196,26 @@ async def test_an_adapter_of_another_model_of_the_hub_is_served_with_a_warning(
     assert silent.warning == ""
 
 
-async def test_a_base_model_of_the_hub_is_found_again_offline(
-    places: Places, base_model: Path, folder: Path
-) -> None:
-    uri = places.publish("hf", "kept", base_model)
+async def read_from_the_hub(
+    places: Places, base_model: Path, folder: Path, name: str
+) -> ModelPrepared:
+    """Bring a base model into the cache, by a loader that has ended since."""
+    uri = places.publish("hf", name, base_model)
     write_key(folder, "hf", places.credentials["hf"])
     async with run_loader_process(
         folder, environment=ONLINE, allowed_endpoints=places.allowed
     ) as loader:
         first = await loader.prepare_model(uri, credential="hf")
     assert isinstance(first, ModelPrepared), first
+    return first
+
+
+async def test_a_base_model_of_the_hub_is_found_again_offline(
+    places: Places, base_model: Path, folder: Path
+) -> None:
+    first = await read_from_the_hub(places, base_model, folder, "kept")
     assert first.origin is not None
     asked = len(places.hub.requests)
-    (folder / "s").unlink(missing_ok=True)
     async with run_loader_process(folder, environment={"HF_HUB_OFFLINE": "1"}) as loader:
         again = await loader.prepare_model(first.origin)
         assert isinstance(again, ModelPrepared), again
@@ -224,16 +230,9 @@ async def test_a_base_model_of_the_hub_is_found_again_offline(
 async def test_what_a_commit_holds_is_forgotten_at_a_start_that_does_not_find_it_in_the_cache(
     places: Places, base_model: Path, folder: Path
 ) -> None:
-    uri = places.publish("hf", "remembered", base_model)
-    write_key(folder, "hf", places.credentials["hf"])
-    async with run_loader_process(
-        folder, environment=ONLINE, allowed_endpoints=places.allowed
-    ) as loader:
-        first = await loader.prepare_model(uri, credential="hf")
-    assert isinstance(first, ModelPrepared), first
+    first = await read_from_the_hub(places, base_model, folder, "remembered")
     (kept,) = (folder / "cache/pins").iterdir()
     (kept.parent / ("0" * 64)).write_text("sha256:" + "0" * 64)
-    (folder / "s").unlink(missing_ok=True)
     async with run_loader_process(folder, environment={"HF_HUB_OFFLINE": "1"}) as loader:
         async with asyncio.timeout(20):
             while list(kept.parent.iterdir()) != [kept]:
