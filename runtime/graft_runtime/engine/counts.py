@@ -1,13 +1,18 @@
-"""The host's side of the penalties' counts: what a request's tokens are, and what is news of them.
+"""Where the device counts penalised requests' tokens, and whose tokens it knows already.
 
-The device keeps what it was told (`graft_runtime.sampling.counts`), in a slot per request.
+The counts themselves are the device's alone (`graft_runtime.sampling.counts`): it is told a
+request's tokens once, and adds those that it samples. The host counts nothing from step to step.
 
-Shape legend: E changed places.
+Shape legend: E distinct tokens of a request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
+
+from graft_runtime.sampling.batch import IntArray
 
 
 class CountSlots:
@@ -30,61 +35,38 @@ class CountSlots:
         self._free.sort(reverse=True)
 
 
-News = list[int]
-"""Places whose content has changed, of all requests: slot, place, token and count of each [E]."""
-
-
 class Counts:
-    """One request's distinct tokens, each with a place, and how often its output has them."""
+    """One request's counts on the device: where they are, and whether they are there."""
 
     def __init__(self, prompt: Sequence[int], slots: CountSlots) -> None:
-        """Count the prompt's tokens as not generated yet; take no slot before one is needed."""
+        """Take no slot before one is needed."""
         self._slots = slots
         self._slot: int | None = None
-        self._ids = sorted(set(prompt))
-        self._counts = [0] * len(self._ids)
-        self._place = {id: place for place, id in enumerate(self._ids)}
-        self._news: list[int] | None = None
-        """Places that have changed since they were sent; None means all."""
-
-    @property
-    def size(self) -> int:
-        """How many distinct tokens there are."""
-        return len(self._ids)
+        self.prompt_size = len(set(prompt))
+        """How many distinct tokens the prompt has."""
+        self.is_known = False
+        """Whether the device has been told all tokens but those that it adds by itself."""
 
     @property
     def slot(self) -> int:
-        """The request's place on the device."""
+        """The request's place on the device. Whoever had it before has left counts in it."""
         if self._slot is None:
             self._slot = self._slots.take()
-            self._news = None
         return self._slot
 
-    def add(self, token_id: int) -> None:
-        """Count one more generated token."""
-        place = self._place.setdefault(token_id, len(self._ids))
-        if place == len(self._ids):
-            self._ids.append(token_id)
-            self._counts.append(0)
-        self._counts[place] += 1
-        if self._news is not None:
-            self._news.append(place)
-
-    def tell(self, news: News) -> None:
-        """Add the changed places to what is sent; they count as sent."""
-        slot, ids, counts = self.slot, self._ids, self._counts
-        # One that has changed twice is told twice, which does no harm.
-        changed = range(len(ids)) if self._news is None else self._news
-        for place in changed:
-            news.extend((slot, place, ids[place], counts[place]))
-        self._news = []
-
-    def forget(self) -> None:
-        """Count nothing as sent."""
-        self._news = None
-
     def release(self) -> None:
-        """Give the slot back; a request that goes on takes another and sends everything anew."""
+        """Give the slot back: the request has ended."""
         if self._slot is not None:
             self._slots.give_back(self._slot)
             self._slot = None
+
+
+def count(tokens: Sequence[int], num_prompt: int) -> tuple[IntArray, IntArray]:
+    """Return distinct tokens, and how often the output has each of them; [E] both.
+
+    Args:
+        tokens: Prompt and output.
+        num_prompt: How many of them are the prompt.
+    """
+    ids_E, places = np.unique(np.array(tokens, dtype=np.int64), return_inverse=True)
+    return ids_E, np.bincount(places[num_prompt:], minlength=len(ids_E))

@@ -317,9 +317,9 @@ class Engine:
             flight.abandon()
         self._scheduler.roll_back()
         for flight in flights:
-            for row in flight.batch.rows:
-                row.request.forget_sent()
-                self._give_back(row.request)
+            self._planner.forget(flight.batch.requests())
+            for request in flight.batch.requests():
+                self._give_back(request)
         for row in failed.batch.rows:
             if row.is_current:
                 self._run_alone(row)

@@ -199,22 +199,14 @@ class Request:
         """Add a sampled token and tell whether the request ends with it."""
         self.num_pending -= 1
         self.tokens.append(token_id)
-        if not self.is_free:
-            if self.rules is not None:
-                self.rules.add(token_id)
-            if self.thought is not None:
-                self.thought.add(token_id)
+        if self.thought is not None:
+            self.thought.add(token_id)
         # Before `min_tokens` a stop token can only be one that ends a thought.
         if token_id in self.stop_ids and self.num_output > self.sampling.min_tokens:
             return "stop"
         if self.grammar is not None and _completes(self.grammar, token_id):
             return "stop"
         return "length" if len(self.tokens) >= self.max_length else None
-
-    def forget_sent(self) -> None:
-        """Take nothing of its tokens for known on the device: the step that told it has failed."""
-        if self.rules is not None:
-            self.rules.forget()
 
 
 def _completes(grammar: GrammarState, token_id: int) -> bool:

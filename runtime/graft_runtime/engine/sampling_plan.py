@@ -1,14 +1,14 @@
 """The sampling part of a step's plan: requests' parameters and token rules as flat arrays.
 
 Shape legend: S rows whose next token is chosen, B biased tokens of all rows, A allowed tokens of
-all rows, Q penalised rows, E changed counts of all of them, G rows that follow a grammar, F rows
-whose token is settled, N named tokens of all rows.
+all rows, Q penalised rows, U those whose tokens are told, E distinct tokens of all of these, G rows
+that follow a grammar, F rows whose token is settled, N named tokens of all rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Final
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graft_runtime.engine.batch import column
-from graft_runtime.engine.counts import Counts, News
+from graft_runtime.engine.counts import Counts, count
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.sampling_columns import Columns, columns_of
 from graft_runtime.engine.thoughts import ThoughtWatch
@@ -33,6 +33,7 @@ from graft_runtime.sampling.batch import (
     Penalties,
     SamplingBatch,
     TokenMasks,
+    ToldTokens,
     WatermarkedRow,
 )
 from graft_runtime.sampling.grammar import GrammarState
@@ -53,9 +54,6 @@ class _Fixed:
     """With the columns that do not change."""
     num_prompt_S: IntArray
     edited: list[tuple[int, Request, TokenRules]]
-    counted: list[Counts]
-    penalties: Penalties
-    """With the columns that do not change."""
     followed: list[GrammarState]
     rows_G: IntArray
     limited: list[tuple[int, ThoughtWatch]]
@@ -72,39 +70,52 @@ class SamplingPlanner:
     def build(self, requests: list[Request], lengths_S: IntArray) -> SamplingBatch:
         """Return how each request's next token is chosen, and number them.
 
-        Changes nothing else in them, but that new counts of their tokens are taken for sent: what
-        is returned must reach the device, or the requests must `forget_sent`.
+        Changes nothing else in them, but that from now on the device is taken to know the tokens of
+        those that are penalised, and to count the new ones: what is returned must reach it and
+        succeed, or the requests must be forgotten.
 
         Args:
             requests: Who gets a token; all earlier ones are known.
             lengths_S: How many tokens they have.
         """
         fixed = self._fixed
+        penalties = None if fixed is None else fixed.batch.penalties
         if fixed is None or fixed.requests != requests:  # requests compare by identity
             fixed = self._fixed = _fixed(requests)
             for place, request in enumerate(requests):
                 request.sampled_row = place
+            # Nobody has to be told twice as long as the same requests get a token.
+            penalties = _telling(fixed)
         return replace(
             fixed.batch,
             position_S=lengths_S - fixed.num_prompt_S,
             edits=_edits(fixed),
-            penalties=_penalties(fixed),
+            penalties=penalties,
             masks=_masks(fixed),
             forced=_forced(fixed),
             watermarked=tuple(_watermarked(fixed)),
             device_calls=tuple(_device_calls(fixed)),
         )
 
+    def forget(self, requests: Iterable[Request]) -> None:
+        """Take their tokens for unknown to the device: a step of theirs has failed."""
+        self._fixed = None  # else those that go on together would not be told
+        for _, counts in _counted(enumerate(requests)):
+            counts.is_known = False
+
 
 def build_sampling(requests: Sequence[Request]) -> SamplingBatch:
-    """Flatten requests once; see `SamplingPlanner.build`."""
+    """Flatten requests once, for a device that knows none of them; see `SamplingPlanner`."""
     lengths_S = column((len(request.tokens) for request in requests), len(requests))
-    return SamplingPlanner().build(list(requests), lengths_S)
+    planner = SamplingPlanner()
+    planner.forget(requests)
+    return planner.build(list(requests), lengths_S)
 
 
 def _fixed(requests: list[Request]) -> _Fixed:
     columns = columns_of(map(_record, requests))
     wants_logprobs = bool(columns["logprobs"].any())
+    rows = [(row, one) for row, one in enumerate(requests) if not one.is_free]
     batch = SamplingBatch(
         temperature_S=columns["temperature"],
         top_k_S=columns["top_k"],
@@ -118,19 +129,16 @@ def _fixed(requests: list[Request]) -> _Fixed:
         num_top_S=columns["top_logprobs"],
         is_processed_S=columns["processed_logprobs"],
         edits=None,
+        penalties=_penalties(rows, columns),
         named=_named(requests) if wants_logprobs else None,
     )
-    rows = [(row, one) for row, one in enumerate(requests) if not one.is_free]
     ruled = [(row, one, one.rules) for row, one in rows if one.rules is not None]
-    counted = [(row, rules.counts) for row, _, rules in ruled if rules.counts is not None]
     followed = [(row, one.grammar) for row, one in rows if one.grammar is not None]
     return _Fixed(
         requests,
         batch,
         columns["num_prompt"],
         edited=[(row, one, rules) for row, one, rules in ruled if rules.edits],
-        counted=[counts for _, counts in counted],
-        penalties=_no_penalties_yet([row for row, _ in counted], columns),
         followed=[state for _, state in followed],
         rows_G=np.array([row for row, _ in followed], dtype=np.int64),
         limited=[(row, one.thought) for row, one in rows if one.thought is not None],
@@ -143,21 +151,45 @@ def _fixed(requests: list[Request]) -> _Fixed:
     )
 
 
-def _no_penalties_yet(rows: list[int], columns: Columns) -> Penalties:
-    """Return what penalised rows ask for, and nothing of their tokens."""
-    rows_Q = np.array(rows, dtype=np.int64)
+def _counted(rows: Iterable[tuple[int, Request]]) -> Iterator[tuple[int, Counts]]:
+    """Yield where the tokens of the penalised ones are counted, with their rows."""
+    for row, request in rows:
+        if request.rules is not None and request.rules.counts is not None:
+            yield row, request.rules.counts
+
+
+def _penalties(rows: list[tuple[int, Request]], columns: Columns) -> Penalties | None:
+    """Return what penalised rows ask for; None when there are none."""
+    counted = list(_counted(rows))
+    if not counted:
+        return None
+    rows_Q = np.array([row for row, _ in counted], dtype=np.int64)
     return Penalties(
         rows_Q=rows_Q,
-        slots_Q=_NOTHING,
-        sizes_Q=_NOTHING,
+        slots_Q=column((counts.slot for _, counts in counted), len(counted)),
+        prompt_sizes_Q=column((counts.prompt_size for _, counts in counted), len(counted)),
         repetition_Q=columns["repetition_penalty"][rows_Q],
         presence_Q=columns["presence_penalty"][rows_Q],
         frequency_Q=columns["frequency_penalty"][rows_Q],
-        changed_slots_E=_NOTHING,
-        changed_places_E=_NOTHING,
-        changed_ids_E=_NOTHING,
-        changed_counts_E=_NOTHING,
     )
+
+
+def _telling(fixed: _Fixed) -> Penalties | None:
+    """Return the penalties with all tokens that the device does not know; it does from now on."""
+    penalties, requests = fixed.batch.penalties, fixed.requests
+    unknown = [(row, one) for row, one in _counted(enumerate(requests)) if not one.is_known]
+    if penalties is None or not unknown:
+        return penalties
+    found = [count(requests[row].tokens, requests[row].num_prompt) for row, _ in unknown]
+    for _, counts in unknown:
+        counts.is_known = True
+    told = ToldTokens(
+        slots_U=column((counts.slot for _, counts in unknown), len(unknown)),
+        sizes_U=column((len(ids) for ids, _ in found), len(found)),
+        ids_E=_joined([ids for ids, _ in found]),
+        counts_E=_joined([numbers for _, numbers in found]),
+    )
+    return replace(penalties, told=told)
 
 
 def _named(requests: Sequence[Request]) -> NamedTokens | None:
@@ -229,26 +261,6 @@ def _edits(fixed: _Fixed) -> Edits | None:
         bias_B=_joined([values for _, _, values in bias], np.float32),
         allowed_rows_A=_rows([(row, len(ids)) for row, ids in allowed]),
         allowed_ids_A=_joined([ids for _, ids in allowed]),
-    )
-
-
-def _penalties(fixed: _Fixed) -> Penalties | None:
-    """Return the penalised rows with what is new of their tokens; None when there are none."""
-    counted = fixed.counted
-    if not counted:
-        return None
-    news = News()
-    for counts in counted:
-        counts.tell(news)
-    slots_E, places_E, ids_E, counts_E = column(news, len(news)).reshape(-1, 4).T.copy()
-    return replace(
-        fixed.penalties,
-        slots_Q=column((counts.slot for counts in counted), len(counted)),
-        sizes_Q=column((counts.size for counts in counted), len(counted)),
-        changed_slots_E=slots_E,
-        changed_places_E=places_E,
-        changed_ids_E=ids_E,
-        changed_counts_E=counts_E,
     )
 
 

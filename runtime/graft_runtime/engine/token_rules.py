@@ -17,7 +17,7 @@ FORBIDDEN = float("-inf")
 
 
 class TokenRules:
-    """One request's rules, and the counts of its tokens that the penalties need."""
+    """One request's rules, and where its tokens are counted for the penalties."""
 
     def __init__(
         self,
@@ -42,7 +42,8 @@ class TokenRules:
             if len(word) == 1:
                 self._bias[word[0]] = FORBIDDEN
         self._early = dict.fromkeys(stop_ids, FORBIDDEN)
-        self._counts = Counts(prompt, slots) if sampling.penalises else None
+        self.counts = Counts(prompt, slots) if sampling.penalises else None
+        """What the penalties need; None without any."""
         self.edits = has_edits(sampling)
         """Whether it may change single tokens' logits; penalties alone do not."""
 
@@ -57,11 +58,6 @@ class TokenRules:
         """Return a request's rules, or None when it has none. Arguments as of the constructor."""
         has_rules = sampling.penalises or has_edits(sampling)
         return cls(sampling, prompt, stop_ids, slots) if has_rules else None
-
-    def add(self, token_id: int) -> None:
-        """Count a generated token."""
-        if self._counts is not None:
-            self._counts.add(token_id)
 
     def bias(self, tokens: Sequence[int], num_output: int) -> dict[int, float]:
         """Return what is added to tokens' logits for the next position.
@@ -80,20 +76,10 @@ class TokenRules:
                 bias[word[-1]] = FORBIDDEN
         return bias
 
-    @property
-    def counts(self) -> Counts | None:
-        """What the penalties need; None without any."""
-        return self._counts
-
-    def forget(self) -> None:
-        """Send everything once more: what was sent last may not have arrived."""
-        if self._counts is not None:
-            self._counts.forget()
-
     def release(self) -> None:
         """Let another request have the place on the device."""
-        if self._counts is not None:
-            self._counts.release()
+        if self.counts is not None:
+            self.counts.release()
 
 
 def has_edits(sampling: Sampling) -> bool:

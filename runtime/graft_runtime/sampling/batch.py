@@ -3,8 +3,9 @@
 The engine's plan carries one; the sampler reads it.
 
 Shape legend: S rows whose next token is chosen, B biased tokens of all rows, A allowed tokens of
-all rows, Q penalised rows, E changed counts of all of them, G rows that follow a grammar, W words
-of one bit per token, F rows whose token is settled, N named tokens of all rows.
+all rows, Q penalised rows, U those whose tokens are told, E distinct tokens of all of these, G rows
+that follow a grammar, W words of one bit per token, F rows whose token is settled, N named tokens
+of all rows.
 """
 
 from __future__ import annotations
@@ -39,26 +40,35 @@ class Edits:
 
 
 @dataclass(frozen=True)
+class ToldTokens:
+    """All tokens of requests that the device does not know yet."""
+
+    slots_U: IntArray
+    sizes_U: IntArray
+    """How many distinct tokens prompt and output have; 1 at least."""
+    ids_E: IntArray
+    counts_E: IntArray
+    """How often the output has each; 0 for one that only the prompt has."""
+
+
+@dataclass(frozen=True)
 class Penalties:
-    """Rows whose tokens so far have a say, and what the device does not know of them yet."""
+    """Rows whose tokens so far have a say. The device knows these tokens, or is told."""
 
     rows_Q: IntArray
     """Indices into S, ascending."""
     slots_Q: IntArray
-    """Where on the device each request's counts are."""
-    sizes_Q: IntArray
-    """How many distinct tokens its prompt and output have; 1 at least."""
+    """Where on the device each request's counts are; no two have the same."""
+    prompt_sizes_Q: IntArray
+    """How many distinct tokens its prompt has; 1 at least."""
     repetition_Q: FloatArray
     """1 is off. Divides positive and multiplies negative logits of all these tokens."""
     presence_Q: FloatArray
     """0 is off. Subtracted once from tokens of the output."""
     frequency_Q: FloatArray
     """0 is off. Subtracted for each time that the output has the token."""
-    changed_slots_E: IntArray
-    changed_places_E: IntArray
-    changed_ids_E: IntArray
-    changed_counts_E: IntArray
-    """How often the output has it by now; 0 for one that only the prompt has."""
+    told: ToldTokens | None = None
+    """Of the rows whose requests the device does not know."""
 
 
 @dataclass(frozen=True)

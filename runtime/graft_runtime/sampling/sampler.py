@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from graft_runtime.sampling.batch import SamplingBatch
-from graft_runtime.sampling.counts import CountTable
+from graft_runtime.sampling.counts import CountTable, penalise
 from graft_runtime.sampling.edits import apply_edits, force_tokens
 from graft_runtime.sampling.greedy import best_tokens
 from graft_runtime.sampling.logprobs import Scores, score, score_named
@@ -56,22 +56,23 @@ def sample(logits_SV: Tensor, batch: SamplingBatch, counts: CountTable | None = 
     Args:
         logits_SV: float32, not changed.
         batch: What each row asks for.
-        counts: What the device knows of penalised requests from earlier steps; None knows nothing,
-            so that the batch must bring it all.
+        counts: What the device knows of penalised requests from earlier steps, to which the new
+            tokens are added; None knows nothing, so that the batch must tell it all.
     """
     is_finite_S = _is_finite(logits_SV)
     tokens_S = best_tokens(logits_SV)
     is_stuck_S = torch.zeros_like(is_finite_S)
     rows = _processed_rows(batch)
-    scores_nV = None
+    counts = CountTable(logits_SV.device) if counts is None else counts
+    scores_nV = counted = None
     if len(rows):
         rows_n = torch.from_numpy(rows).to(logits_SV.device)
         scores_nV = logits_SV[rows_n]
         if batch.edits is not None:
             apply_edits(scores_nV, batch.edits, rows)
         if batch.penalties is not None:
-            counts = CountTable(logits_SV.device) if counts is None else counts
-            counts.penalise(scores_nV, batch.penalties, rows)
+            counted = counts.look_up(batch.penalties, batch.position_S)
+            penalise(scores_nV, counted, batch.penalties, rows)
         if batch.masks is not None:
             apply_masks(scores_nV, batch.masks, rows)
         if batch.device_calls:
@@ -84,6 +85,8 @@ def sample(logits_SV: Tensor, batch: SamplingBatch, counts: CountTable | None = 
         tokens_S[rows_n] = _choose(scores_nV, batch, rows)
     scored = _score(logits_SV, scores_nV, tokens_S, batch, rows) if batch.wants_logprobs else None
     tokens_S.masked_fill_(is_stuck_S, NO_TOKEN).masked_fill_(~is_finite_S, NOT_FINITE)
+    if counted is not None:
+        counts.add(counted, tokens_S)
     if scored is None:
         return Sampled(tokens_S, None)
     scores, named_N = scored

@@ -31,7 +31,7 @@ from graft_runtime.engine.sampling_plan import SamplingPlanner, build_sampling
 from graft_runtime.engine.token_rules import TokenRules
 from graft_runtime.ipc.messages import Sampling, Watermark
 from graft_runtime.sampling.batch import IntArray
-from graft_runtime.sampling.counts import CountTable
+from graft_runtime.sampling.counts import CountTable, penalise
 from graft_runtime.sampling.edits import apply_edits
 from graft_runtime.sampling.sampler import NO_TOKEN, sample
 from tests.support.sampling import VOCAB, random_logits
@@ -64,18 +64,16 @@ def request(
     return made
 
 
-def edited(requests: list[Request], logits: Tensor, table: CountTable | None = None) -> Tensor:
-    """Return the scores after a step; without a table the device knows nothing yet."""
-    if table is None:
-        for one in requests:
-            one.forget_sent()
+def edited(requests: list[Request], logits: Tensor) -> Tensor:
+    """Return the scores after a step of a device that knows nothing yet."""
     made = build_sampling(requests)
     scores = logits.clone()
     rows = np.arange(len(requests))
     if made.edits is not None:
         apply_edits(scores, made.edits, rows)
     if made.penalties is not None:
-        (table or CountTable(torch.device("cpu"))).penalise(scores, made.penalties, rows)
+        counted = CountTable(torch.device("cpu")).look_up(made.penalties, made.position_S)
+        penalise(scores, counted, made.penalties, rows)
     return scores
 
 
@@ -237,7 +235,6 @@ def test_a_row_with_rules_is_the_same_alone_and_in_any_company() -> None:
     assert together.logprobs_S is not None
     assert together.top_ids_SK is not None
     for row, made in enumerate(requests):
-        made.forget_sent()
         alone = sample(logits[row : row + 1], build_sampling([made]))
         assert alone.logprobs_S is not None
         assert alone.top_ids_SK is not None
