@@ -26,7 +26,8 @@ from bench.checkpoints import LLAMA, SMALL, VOCAB, make_adapter, make_checkpoint
 from bench.engine_parts import Machine, Server, measure_machine, serve
 
 PROMPT = NEW = 128
-HOST_REQUESTS, HOST_ADAPTERS, HOST_NEW = 256, 64, 64
+HOST_REQUESTS, HOST_ADAPTERS, HOST_NEW = 256, 64, 256
+LOOK_SECONDS = 0.5
 HISTOGRAM = 'graft_engine_host_seconds_bucket{le="'
 STEPS = "graft_engine_host_seconds_count"
 
@@ -59,7 +60,7 @@ class Run:
 
 async def ask(server: Server, run: Run, body: dict[str, Any]) -> None:
     """Stream one completion and note when its tokens came."""
-    first = None
+    has_begun = False
     body = {"temperature": 0, "ignore_eos": True, "stream": True} | body
     body["stream_options"] = {"include_usage": True}
     async with server.client.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
@@ -69,17 +70,17 @@ async def ask(server: Server, run: Run, body: dict[str, Any]) -> None:
             if not line.startswith("data: {"):
                 continue
             event = json.loads(line.removeprefix("data: "))
-            if event["choices"]:
-                first = first or time.perf_counter()
+            if event["choices"] and not has_begun:
+                has_begun = True
+                run.firsts.append(time.perf_counter())
             if event.get("usage"):
                 run.tokens += event["usage"]["completion_tokens"]
-    run.firsts.append(first or time.perf_counter())
     run.lasts.append(time.perf_counter())
 
 
-async def generate(server: Server, bodies: list[dict[str, Any]]) -> Run:
+async def generate(server: Server, bodies: list[dict[str, Any]], run: Run | None = None) -> Run:
     """Run requests at once."""
-    run = Run()
+    run = run or Run()
     await asyncio.gather(*(ask(server, run, body) for body in bodies))
     return run
 
@@ -126,7 +127,9 @@ async def rates(arguments: argparse.Namespace, machine: Machine, folder: Path) -
 async def host_case(arguments: argparse.Namespace, folder: Path) -> None:
     """Print the host time per step with many requests, adapters and ways of sampling.
 
-    It is processor time; what the loop waited for a core while others had them is told beside it.
+    First of the steps while all requests decode, then of all: in the first half of these, prompts
+    come, and in the last requests end. It is processor time; what the loop waited for a core while
+    others had them is told beside it.
     """
     model = make_checkpoint(folder / "model", SMALL)
     adapters = {
@@ -161,16 +164,35 @@ async def host_case(arguments: argparse.Namespace, folder: Path) -> None:
         print(f"{HOST_ADAPTERS} adapters loaded in {time.perf_counter() - begin:.1f} s", flush=True)
         await generate(server, bodies[:16])
         for _ in range(arguments.repeats):
+            run = Run()
             before, waited = await server.metrics(), server.engine_wait_seconds()
-            run = await generate(server, bodies)
+            running = asyncio.create_task(generate(server, bodies, run))
+            full = await looks_while_full(server, run, running)
+            await running
             after, waited = await server.metrics(), server.engine_wait_seconds() - waited
             steps = after[STEPS] - before.get(STEPS, 0.0)
-            print(f"{HOST_REQUESTS} requests over {HOST_ADAPTERS} adapters: {run.rate:.0f} tok/s;")
             print(
-                f"  host per step {host_times(before, after)};"
+                f"{HOST_REQUESTS} requests over {HOST_ADAPTERS} adapters: {run.rate:.0f} tok/s\n"
+                f"  host per step while all decode ({full[1][STEPS] - full[0][STEPS]:.0f} steps):"
+                f" {host_times(*full)}\n"
+                f"  of all {steps:.0f} steps: {host_times(before, after)};"
                 f" beside that it waited {1e3 * waited / steps:.2f} ms for a core on average",
                 flush=True,
             )
+
+
+async def looks_while_full(
+    server: Server, run: Run, running: asyncio.Task[Run]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the first and the last look at the metrics while every request decodes."""
+    looks = []
+    while not running.done():
+        await asyncio.sleep(LOOK_SECONDS)
+        all_have_begun = len(run.firsts) == HOST_REQUESTS
+        look = await server.metrics()
+        if all_have_begun and not run.lasts:
+            looks.append(look)
+    return looks[0], looks[-1]
 
 
 def host_times(before: dict[str, float], after: dict[str, float]) -> str:
