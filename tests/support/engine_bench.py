@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from graft_runtime.engine.batch import Batch
 from graft_runtime.engine.engine import Engine, EngineLimits
 from graft_runtime.engine.scheduler import SchedulerLimits
 from graft_runtime.ipc.messages import RegisterAdapter, Sampling, StepFacts, Submit, TokenOutput
@@ -47,6 +49,18 @@ class Bench:
         self.steps: list[StepFacts] = []
         self.preempted: dict[str, int] = {}
         self.residency: list[tuple[str, str]] = []
+
+    def on_schedule(self, check: Callable[[Batch], None]) -> None:
+        """Have each step's rows checked before anything of the step before is known."""
+        schedule = self.engine._scheduler.schedule
+
+        def scheduled() -> Batch:
+            batch = schedule()
+            if batch.num_rows:
+                check(batch)
+            return batch
+
+        self.engine._scheduler.schedule = scheduled  # type: ignore[method-assign]
 
     def submit(
         self,

@@ -10,23 +10,16 @@ Shape legend: D rows of `Decodes`, L rows that reach their last token.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from operator import attrgetter
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from graft_runtime.engine.request import Request
-from graft_runtime.sampling.batch import IntArray
+from graft_runtime.sampling.batch import BoolArray, IntArray
 
 NOTHING: Final = range(0)
-
-_slot = attrgetter("slot")
-_start = attrgetter("num_computed")
-_table = attrgetter("blocks")
-_epoch = attrgetter("epoch")
-_rope_variant = attrgetter("rope_variant")
 
 
 class Row(NamedTuple):
@@ -55,54 +48,62 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Decodes:
-    """Rows of one token that is output already, for requests that want nothing but one more."""
+class Members:
+    """Requests that decode together, and what of them stays the same meanwhile."""
 
     requests: list[Request]
     """Each adapter's lie together: then nothing has to be gathered."""
-    starts_D: IntArray
-    """See `Row`, as for the others."""
+    ids: list[str]
+    histories: list[list[int]]
+    """Their tokens."""
+    epochs: list[int]
+    """How often each was preempted before."""
     slots_D: IntArray
     rope_variants_D: IntArray
     """See `RopeSpec.variant`."""
-    tables: list[list[int]]
-    epochs: list[int]
-
-    @classmethod
-    def of(cls, requests: Sequence[Request]) -> Decodes:
-        """Return the rows of such requests, each of which has one token left to launch."""
-        ordered = sorted(requests, key=_slot)
-        count = len(ordered)
-        return cls(
-            ordered,
-            column(map(_start, ordered), count),
-            column(map(_slot, ordered), count),
-            column(map(_rope_variant, ordered), count),
-            list(map(_table, ordered)),
-            list(map(_epoch, ordered)),
-        )
-
-    def again(self) -> Decodes:
-        """Return the rows of the same requests in the next step that has all of them.
-
-        Only where each has got is new: what has lost its blocks is not in every step.
-        """
-        starts_D = column(map(_start, self.requests), len(self.requests))
-        return replace(self, starts_D=starts_D)
-
-    def __len__(self) -> int:
-        return len(self.requests)
+    limits_D: IntArray
+    """How long each one becomes at most."""
+    is_usual_D: BoolArray
+    """Whether a token is told to the client and is followed by nothing else on the host."""
+    stop_ids: frozenset[int]
+    """What ends any of them, and maybe not all."""
+    tenants: dict[str, int]
+    """How many are whose."""
 
     @cached_property
     def places(self) -> dict[Request, int]:
-        """Where each request's row is."""
+        """Where each is."""
         return {request: place for place, request in enumerate(self.requests)}
+
+
+@dataclass(frozen=True, eq=False)
+class Decodes:
+    """Rows of one token that is output already, for requests that want nothing but one more."""
+
+    members: Members
+    starts_D: IntArray
+    """See `Row`."""
+    blocks_D: IntArray
+    """Where each one's token goes."""
+    tables: list[list[int]]
+    """As `Row` has them; nobody changes these."""
+    are_carried: bool = False
+    """Whether the step before began with the same rows, and has not retired."""
+
+    def __len__(self) -> int:
+        return len(self.members.requests)
+
+    @property
+    def requests(self) -> list[Request]:
+        """Whose rows they are."""
+        return self.members.requests
 
     def row(self, at: int) -> Row:
         """Return one of them by itself."""
-        start, slot = int(self.starts_D[at]), int(self.slots_D[at])
-        table, epoch = self.tables[at], self.epochs[at]
-        return Row(self.requests[at], start, 1, True, NOTHING, NOTHING, slot, table, epoch)
+        members = self.members
+        start, slot = int(self.starts_D[at]), int(members.slots_D[at])
+        table, epoch = self.tables[at], members.epochs[at]
+        return Row(members.requests[at], start, 1, True, NOTHING, NOTHING, slot, table, epoch)
 
 
 def column(numbers: Iterable[int], count: int) -> IntArray:
@@ -115,7 +116,11 @@ def joined(decoded_D: IntArray, others: Sequence[int]) -> IntArray:
     return np.concatenate((decoded_D, np.array(others, dtype=np.int64))) if others else decoded_D
 
 
-NO_DECODES: Final = Decodes.of(())
+_NO_COLUMN: Final[IntArray] = np.zeros(0, dtype=np.int64)
+NOBODY: Final = Members(
+    [], [], [], [], _NO_COLUMN, _NO_COLUMN, _NO_COLUMN, _NO_COLUMN.astype(bool), frozenset(), {}
+)
+NO_DECODES: Final = Decodes(NOBODY, _NO_COLUMN, _NO_COLUMN, [])
 
 
 @dataclass(eq=False)
@@ -127,6 +132,8 @@ class Batch:
     decodes: Decodes = NO_DECODES
     held: list[list[int]] = field(default_factory=list)
     """Tables of requests that lost their blocks while this step was to use them."""
+    ended: list[Request] = field(default_factory=list)
+    """Its requests to whose clients nothing more is to be said since it was launched."""
 
     @property
     def num_rows(self) -> int:
@@ -160,17 +167,19 @@ class Batch:
         for row in self.others:
             yield row.request
 
-    def ended(self) -> list[Request]:
-        """Return the requests to whose clients nothing more is to be said."""
-        ended = [request for request in self.decodes.requests if request.has_ended]
-        return ended + [row.request for row in self.others if row.request.has_ended]
-
     def names(self, request: Request) -> bool:
         """Tell whether a row is the request's, from since it was last preempted."""
-        place = self.decodes.places.get(request)
+        members = self.decodes.members
+        place = members.places.get(request)
         if place is not None:
-            return self.decodes.epochs[place] == request.epoch
+            return members.epochs[place] == request.epoch
         return any(row.request is request and row.epoch == request.epoch for row in self.others)
+
+    def has(self, request: Request) -> bool:
+        """Tell whether a row is the request's, whatever happened to it since."""
+        if request in self.decodes.members.places:
+            return True
+        return any(row.request is request for row in self.others)
 
     def first_time(self) -> list[str]:
         """Return which requests are launched for the first time, and note that they have been."""

@@ -1,13 +1,17 @@
 """What steps bring to requests, and what is told of that: counters and the next report.
 
 It ends no request: whoever calls it is told which ones have come to their end.
+
+Shape legend: D rows of a batch's decodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import compress
 
-from graft_runtime.engine.batch import Row
+import numpy as np
+
+from graft_runtime.engine.batch import Batch, Row
 from graft_runtime.engine.outputs import (
     NOT_FINITE,
     RowOutput,
@@ -18,6 +22,7 @@ from graft_runtime.engine.outputs import (
 )
 from graft_runtime.engine.report import Counters, StepReport
 from graft_runtime.engine.request import Request
+from graft_runtime.sampling.batch import IntArray
 
 
 class Delivery:
@@ -32,34 +37,47 @@ class Delivery:
         report, self.report = self.report, StepReport()
         return report
 
-    def decoded(self, requests: Sequence[Request], tokens: Sequence[int]) -> list[Request]:
-        """Give requests one more token each; return those that end with it.
+    def decoded(self, batch: Batch, tokens_D: IntArray) -> list[Request]:
+        """Give a batch's decodes one more token each; return those that end with it.
 
         Args:
-            requests: Those of a batch's decodes.
-            tokens: In their order; a negative one says why there is none.
+            batch: The step that is to retire.
+            tokens_D: In their order; a negative one says why there is none.
         """
-        report = self.report
-        ids, more, ending = report.more_ids, report.more_tokens, list[Request]()
-        generated = 0
-        for request, token in zip(requests, tokens, strict=True):
-            if request.has_ended:
-                continue  # what was computed for it is dropped
-            if token < 0:
-                self._say_why_none(request, token)
-                ending.append(request)
-                continue
-            finish = request.append(token)
-            generated += 1
-            if finish is None and not request.epoch:
-                ids.append(request.request_id)
-                more.append(token)
-                continue
-            report.said.append(token_output(request, RowOutput(token), finish))
-            if finish is not None:
-                ending.append(request)
-        self.counters.generation_tokens += generated
-        return ending
+        members, tokens = batch.decodes.members, tokens_D.tolist()
+        goes_on_D = members.is_usual_D & (tokens_D >= 0)
+        goes_on_D &= batch.decodes.starts_D + 2 < members.limits_D
+        if members.stop_ids:
+            goes_on_D &= np.array([token not in members.stop_ids for token in tokens])
+        for request in batch.ended:
+            if request in members.places:
+                goes_on_D[members.places[request]] = False
+        goes_on = goes_on_D.tolist()
+        for history, token in compress(zip(members.histories, tokens, strict=True), goes_on):
+            history.append(token)
+        self.report.more_ids += compress(members.ids, goes_on)
+        self.report.more_tokens += compress(tokens, goes_on)
+        self.counters.generation_tokens += sum(goes_on)
+        odd = np.flatnonzero(~goes_on_D).tolist()
+        return [
+            members.requests[at] for at in odd if self._ends_with(members.requests[at], tokens[at])
+        ]
+
+    def _ends_with(self, request: Request, token: int) -> bool:
+        """Give a request one more token, if it has not ended; tell whether it does with that."""
+        if request.has_ended:
+            return False  # what was computed for it is dropped
+        if token < 0:
+            self._say_why_none(request, token)
+            return True
+        finish = request.append(token)
+        self.counters.generation_tokens += 1
+        if finish is None and not request.epoch:
+            self.report.more_ids.append(request.request_id)
+            self.report.more_tokens.append(token)
+        else:
+            self.report.said.append(token_output(request, RowOutput(token), finish))
+        return finish is not None
 
     def row(self, row: Row, output: RowOutput) -> bool:
         """Give a row's request what a step brought it; tell whether it ends with that."""

@@ -296,10 +296,12 @@ class Engine:
         return True
 
     def _record(self, batch: Batch, output: StepOutput) -> None:
-        if output.decoded:
-            for request in self._delivery.decoded(batch.decodes.requests, output.decoded):
+        if output.decoded_D is None:
+            rows = batch.rows
+        else:
+            rows = batch.others
+            for request in self._delivery.decoded(batch, output.decoded_D):
                 self._end(request)
-        rows = batch.others if output.decoded else batch.rows
         for row, given in zip(rows, output.rows, strict=True):
             if self._delivery.row(row, given):
                 self._end(row.request)
@@ -307,7 +309,7 @@ class Engine:
     def _conclude(self, batch: Batch) -> None:
         self._delivery.report.num_tokens += batch.num_tokens
         self._scheduler.retire(batch)
-        for request in batch.ended():
+        for request in batch.ended:
             self._give_back(request)
 
     def _recover(self, failed: Flight, following: Flight | None) -> None:
@@ -357,7 +359,7 @@ class Engine:
 
     def _give_back(self, request: Request) -> None:
         """Let go of an ended request's adapter, once no launched step names its slot."""
-        if request.adapter is None or not request.has_ended or request.num_launched:
+        if request.adapter is None or not request.has_ended or self._scheduler.is_launched(request):
             return
         if request.holds_adapter:
             request.holds_adapter = False

@@ -226,6 +226,15 @@ class BlockPool:
         return blocks
 
 
+def readable(table: list[int], num_released: int) -> list[int]:
+    """Return a copy of a table that names a block everywhere.
+
+    For the first blocks, which were given back, the first other one stands: nothing sees what is in
+    their place, but a kernel may read it, and then it must be finite.
+    """
+    return table[num_released : num_released + 1] * num_released + table[num_released:]
+
+
 def blocks_for(num_tokens: int, block_size: int) -> int:
     """Return how many blocks hold ``num_tokens`` tokens."""
     return -(-num_tokens // block_size)

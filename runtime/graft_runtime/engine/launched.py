@@ -6,9 +6,8 @@ sees a tensor or a clock.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
-from operator import attrgetter
 
 import numpy as np
 
@@ -17,8 +16,6 @@ from graft_runtime.engine.fair_share import OUTPUT_COST, PROMPT_COST, FairShare
 from graft_runtime.engine.kv_cache import BlockPool, blocks_behind
 from graft_runtime.engine.request import Request
 from graft_runtime.errors import GraftRuntimeError
-
-_tenant = attrgetter("tenant")
 
 
 class LaunchedSteps:
@@ -55,21 +52,18 @@ class LaunchedSteps:
         return sum(map(self._pool.num_sole, self.held))
 
     def launch(self, batch: Batch) -> Batch:
-        """Advance requests as if a step had succeeded already. One without rows is no step."""
-        decodes = batch.decodes.requests
-        for request in decodes:
-            request.num_computed += 1
-            request.num_pending += 1
-            request.num_launched += 1
-        counts = Counter(map(_tenant, decodes))
-        costs = {tenant: OUTPUT_COST * count for tenant, count in counts.items()}
+        """Advance requests as if a step had succeeded already. One without rows is no step.
+
+        Those that decode in a cohort are further by having been in it.
+        """
+        tenants = batch.decodes.members.tenants
+        costs: dict[str, float] = {tenant: OUTPUT_COST * count for tenant, count in tenants.items()}
         for row in batch.others:
             request = row.request
             request.num_computed += row.num_tokens
-            request.num_pending += row.samples
+            request.length += row.samples
             if row.scored:
                 request.num_scored += len(row.scored)
-            request.num_launched += 1
             if not request.has_ended:
                 costs[request.tenant] = costs.get(request.tenant, 0.0) + _cost(row)
         for tenant, cost in costs.items():
@@ -78,10 +72,13 @@ class LaunchedSteps:
             self._batches.append(batch)
         return batch
 
-    def retire(self, batch: Batch) -> None:
+    def retire(self, batch: Batch) -> list[Request]:
         """Name the blocks that the oldest launched step filled, and free what it kept from others.
 
         Its tokens must have been recorded, as far as their requests have not ended.
+
+        Returns:
+            The requests that gave blocks back, as far behind them as nobody sees.
 
         Raises:
             GraftRuntimeError: An older step has not retired: a caller's bug, and never retried.
@@ -89,24 +86,27 @@ class LaunchedSteps:
         if self._batches.popleft() is not batch:
             raise GraftRuntimeError("steps retire in the order of their launch")
         size, decodes = self._block_size, batch.decodes
-        for request in decodes.requests:
-            request.num_launched -= 1
-        for at in np.flatnonzero((decodes.starts_D + 1) % size == 0).tolist():
-            self._close_blocks(decodes.row(at))
-        for row in batch.others:
-            row.request.num_launched -= 1
-            if (row.start + row.num_tokens) // size > row.start // size:
-                self._close_blocks(row)
+        ends = np.flatnonzero((decodes.starts_D + 1) % size == 0).tolist()
+        full = [decodes.row(at) for at in ends]
+        full += [
+            row for row in batch.others if (row.start + row.num_tokens) // size > row.start // size
+        ]
+        for row in full:
+            self._publish(row)
+        shorter = [row.request for row in full if self._release(row)]
         self._free_held(batch)
+        return shorter
 
     def roll_back(self) -> None:
-        """Undo all of them, the latest first: none of them brought anything."""
+        """Undo all of them, the latest first: none of them brought anything.
+
+        None of their requests may be in a cohort any more.
+        """
         while self._batches:
             batch = self._batches.pop()
             for row in batch.rows:
                 request = row.request
-                request.num_launched -= 1
-                request.num_pending -= row.samples
+                request.length -= row.samples
                 request.num_scored -= len(row.scored)
                 if row.is_current:
                     request.num_computed = row.start
@@ -114,17 +114,21 @@ class LaunchedSteps:
 
     def keep(self, request: Request, table: list[int]) -> bool:
         """Leave a request's table to the last step that names it; False when none does."""
-        if request.num_launched:
-            for batch in reversed(self._batches):
-                if batch.names(request):
-                    batch.held.append(table)
-                    return True
+        for batch in reversed(self._batches):
+            if batch.names(request):
+                batch.held.append(table)
+                return True
         return False
 
-    def _close_blocks(self, row: Row) -> None:
-        """Name the blocks that a row's tokens filled, and give back those that fell behind."""
-        self._publish(row)
-        self._release(row)
+    def has(self, request: Request) -> bool:
+        """Tell whether one of them computes something of a request."""
+        return any(batch.has(request) for batch in self._batches)
+
+    def drop(self, request: Request) -> None:
+        """Note that a request has ended in all that name it."""
+        for batch in self._batches:
+            if batch.has(request):
+                batch.ended.append(request)
 
     def _publish(self, row: Row) -> None:
         """Name the blocks that a row's tokens filled, so that others find them."""
@@ -136,21 +140,22 @@ class LaunchedSteps:
             for index in range(first, full):
                 self._pool.publish(row.table[index], keys[index])
 
-    def _release(self, row: Row) -> None:
-        """Give back the blocks that no later token of a row's request sees.
+    def _release(self, row: Row) -> bool:
+        """Give back the blocks that no later token of a row's request sees; False without any.
 
         Only now that the row has retired: one that fails is computed again from its start.
         """
         request, window = row.request, self._window
         if window is None or not row.is_current:
-            return
+            return False
         behind = request.release(
             blocks_behind(row.start + row.num_tokens, window, self._block_size)
         )
-        if request.num_launched:
+        if self.has(request):
             self._batches[-1].held.append(behind)  # a launched step was told of them
         else:
             self._pool.free(behind)
+        return bool(behind)
 
     def _free_held(self, batch: Batch) -> None:
         for table in batch.held:

@@ -2,9 +2,9 @@
 
 The engine calls it; it changes no request.
 
-Shape legend: L rows that reach their last token, S rows that get a new token, P tokens of prompts
-that are scored, E rows whose hidden states are pooled, H hidden size, K likeliest tokens, N named
-tokens.
+Shape legend: D rows of `Decodes`, L rows that reach their last token, S rows that get a new token,
+P tokens of prompts that are scored, E rows whose hidden states are pooled, H hidden size, K
+likeliest tokens, N named tokens.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class RowOutput(NamedTuple):
 class StepOutput(NamedTuple):
     """What a step gave its rows."""
 
-    decoded: list[int]
-    """A token for each of the batch's decodes, negative where there is none; empty if these
-    brought more than tokens."""
+    decoded_D: IntArray | None
+    """A token for each of the batch's decodes, negative where there is none; None if these brought
+    more than tokens."""
     rows: list[RowOutput]
-    """What the other rows got: all, if nothing is in ``decoded``."""
+    """What the other rows got: all, without ``decoded_D``."""
 
 
 def step_output(batch: Batch, sampled: IntArray, result: StepResult) -> StepOutput:
@@ -59,16 +59,15 @@ def step_output(batch: Batch, sampled: IntArray, result: StepResult) -> StepOutp
     """
     num_decodes = len(batch.decodes)
     if not num_decodes or not result.is_plain:
-        return StepOutput([], list(_row_outputs(batch.rows, sampled, result)))
-    tokens: list[int] = result.token_ids_S.tolist()
+        return StepOutput(None, list(_row_outputs(batch.rows, sampled, result)))
+    tokens_L = result.token_ids_S
     num_ending = num_decodes + sum(row.samples for row in batch.others)
-    if len(tokens) < num_ending:  # some have ended between the launch and the sampling
-        spread_L = np.full(num_ending, NOT_FINITE)
-        spread_L[sampled] = tokens
-        tokens = spread_L.tolist()
-    fresh = iter(tokens[num_decodes:])
+    if len(tokens_L) < num_ending:  # some have ended between the launch and the sampling
+        tokens_L = np.full(num_ending, NOT_FINITE)
+        tokens_L[sampled] = result.token_ids_S
+    fresh = iter(tokens_L[num_decodes:].tolist())
     rows = [RowOutput(next(fresh)) if row.samples else RowOutput() for row in batch.others]
-    return StepOutput(tokens[:num_decodes], rows)
+    return StepOutput(tokens_L[:num_decodes], rows)
 
 
 def _row_outputs(rows: Sequence[Row], sampled: IntArray, result: StepResult) -> Iterator[RowOutput]:

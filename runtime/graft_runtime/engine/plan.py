@@ -23,12 +23,10 @@ from typing import Final
 import numpy as np
 
 from graft_runtime.engine.batch import Batch, Decodes, Row, column, joined
-from graft_runtime.engine.request import Request
+from graft_runtime.engine.kv_cache import readable
 from graft_runtime.engine.sampling_plan import SamplingPlanner
 from graft_runtime.sampling.batch import FloatArray, IntArray, SamplingBatch
 
-_planned_table = attrgetter("planned_table")
-_tokens_of = attrgetter("tokens")
 _sampled_row = attrgetter("sampled_row")
 _NOTHING: Final[IntArray] = np.zeros(0, dtype=np.int64)
 
@@ -118,7 +116,7 @@ class StepResult:
 
 
 def build_plan(batch: Batch, block_size: int) -> StepPlan:
-    """Flatten a scheduler's rows. Reads requests, and notes in them what it may use again."""
+    """Flatten a scheduler's rows. Changes nothing in their requests."""
     if not batch.others:
         return _plan_of_decodes(batch.decodes, block_size)
     return _plan_of_any(batch, block_size)
@@ -126,7 +124,6 @@ def build_plan(batch: Batch, block_size: int) -> StepPlan:
 
 def _plan_of_decodes(decodes: Decodes, block_size: int) -> StepPlan:
     """Return what `_plan_of_any` would; most steps are of this kind, and much of it is known."""
-    tables = _block_tables(decodes.requests, decodes.tables)
     positions_T = decodes.starts_D
     token_ids_T, carried_C, carried_from_C = _tokens(decodes, ())
     starts = np.arange(len(decodes) + 1)
@@ -135,12 +132,12 @@ def _plan_of_decodes(decodes: Decodes, block_size: int) -> StepPlan:
         carried_C=carried_C,
         carried_from_C=carried_from_C,
         positions_T=positions_T,
-        slot_mapping_T=_last_slots(tables, positions_T, block_size),
+        slot_mapping_T=decodes.blocks_D * block_size + positions_T % block_size,
         query_starts=starts,
         seq_lens_R=positions_T + 1,
-        block_tables=tables,
-        adapter_slots_R=decodes.slots_D,
-        rope_variants_R=decodes.rope_variants_D,
+        block_tables=decodes.tables,
+        adapter_slots_R=decodes.members.slots_D,
+        rope_variants_R=decodes.members.rope_variants_D,
         logits_rows_L=starts[:-1],
         prompt_rows_P=_NOTHING,
         prompt_targets_P=_NOTHING,
@@ -155,13 +152,10 @@ def _plan_of_any(batch: Batch, block_size: int) -> StepPlan:
     counts = joined(np.ones(num_decodes, dtype=np.int64), [row.num_tokens for row in others])
     computed = joined(decodes.starts_D, [row.start for row in others])
     query_starts = _starts(counts)
-    requests = [*decodes.requests, *(row.request for row in others)]
-    tables = _block_tables(requests, [*decodes.tables, *(row.table for row in others)])
+    tables = [readable(row.table, row.request.num_released) for row in others]
     positions_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - computed, counts)
-    slots_D = _last_slots(tables[:num_decodes], decodes.starts_D, block_size)
-    slots_of_others = _slots(
-        tables[num_decodes:], counts[num_decodes:], positions_T[num_decodes:], block_size
-    )
+    slots_D = decodes.blocks_D * block_size + decodes.starts_D % block_size
+    slots_of_others = _slots(tables, counts[num_decodes:], positions_T[num_decodes:], block_size)
     sampled = [at for at, row in enumerate(others, num_decodes) if row.samples]
     # Few steps have any of these, and then few rows of them.
     odd = [(at, row) for at, row in enumerate(others, num_decodes) if row.scored or row.pooled]
@@ -175,10 +169,10 @@ def _plan_of_any(batch: Batch, block_size: int) -> StepPlan:
         slot_mapping_T=np.concatenate((slots_D, slots_of_others)),
         query_starts=query_starts,
         seq_lens_R=computed + counts,
-        block_tables=tables,
-        adapter_slots_R=joined(decodes.slots_D, [row.slot for row in others]),
+        block_tables=decodes.tables + tables,
+        adapter_slots_R=joined(decodes.members.slots_D, [row.slot for row in others]),
         rope_variants_R=joined(
-            decodes.rope_variants_D, [row.request.rope_variant for row in others]
+            decodes.members.rope_variants_D, [row.request.rope_variant for row in others]
         ),
         logits_rows_L=query_starts[1:][joined(np.arange(num_decodes), sampled)] - 1,
         prompt_rows_P=prompt_rows_P,
@@ -196,61 +190,42 @@ def build_sample_plan(batch: Batch, planner: SamplingPlanner) -> SamplePlan:
     All tokens of earlier steps must be known by now: penalties and the like depend on them.
     """
     ending, lengths_S = batch.ending, batch.end_lengths
-    requests = [request for request in ending if not request.has_ended]
-    rows_S = np.arange(len(ending))
-    if len(requests) < len(ending):
+    requests, rows_S = ending, np.arange(len(ending))
+    if batch.ended:
         rows_S = np.flatnonzero([not request.has_ended for request in ending])
-        lengths_S = lengths_S[rows_S]
+        requests, lengths_S = [ending[row] for row in rows_S.tolist()], lengths_S[rows_S]
     return SamplePlan(rows_S, planner.build(requests, lengths_S))
 
 
 def _tokens(decodes: Decodes, others: Sequence[Row]) -> tuple[IntArray, IntArray, IntArray]:
     """Return the tokens, the rows whose last one is not known yet [C], and where that is [C]."""
-    requests, starts_D = decodes.requests, decodes.starts_D
-    is_carried_D = column(map(len, map(_tokens_of, requests)), len(requests)) <= starts_D
-    carried_D = np.flatnonzero(is_carried_D)
-    from_D = column(map(_sampled_row, requests), len(requests))[carried_D]
-    tokens_D = np.zeros(len(requests), dtype=np.int64)
-    if len(carried_D) < len(requests):
-        for at in np.flatnonzero(~is_carried_D).tolist():
-            tokens_D[at] = requests[at].tokens[starts_D[at]]
+    tokens_D, carried_D, from_D = _tokens_of_decodes(decodes)
     tokens: list[int] = []
     carried: list[int] = []
-    for at, row in enumerate(others, len(requests)):
+    for at, row in enumerate(others, len(decodes)):
         known, end = row.request.tokens, row.start + row.num_tokens
         if row.start < len(known):
             tokens += known[row.start : end]
         if end > len(known):
             tokens.append(0)
             carried.append(at)
-    froms = [others[at - len(requests)].request.sampled_row for at in carried]
+    froms = [others[at - len(decodes)].request.sampled_row for at in carried]
     return joined(tokens_D, tokens), joined(carried_D, carried), joined(from_D, froms)
 
 
-def _block_tables(requests: list[Request], tables: list[list[int]]) -> list[list[int]]:
-    """Return rows' tables as they are now; those that have not changed, as they were."""
-    planned = list(map(_planned_table, requests))
-    for row in [row for row, table in enumerate(planned) if table is None]:
-        planned[row] = _block_table(requests[row], tables[row])
-    return planned
-
-
-def _block_table(request: Request, table: list[int]) -> list[int]:
-    """Copy a row's table, and note that.
-
-    For blocks that were given back its first other one stands: nothing sees what is in their place,
-    but a kernel may read it, and then it must be finite.
-    """
-    first = request.num_released
-    request.planned_table = planned = table[first : first + 1] * first + table[first:]
-    return planned
-
-
-def _last_slots(tables: list[list[int]], positions_R: IntArray, block_size: int) -> IntArray:
-    """Return where the key and value of each row's only token go."""
-    at_R, offset_R = np.divmod(positions_R, block_size)
-    blocks = [table[at] for table, at in zip(tables, at_R.tolist(), strict=True)]
-    return np.array(blocks, dtype=np.int64) * block_size + offset_R
+def _tokens_of_decodes(decodes: Decodes) -> tuple[IntArray, IntArray, IntArray]:
+    """Return what `_tokens` does."""
+    count = len(decodes)
+    tokens_D = np.zeros(count, dtype=np.int64)
+    if decodes.are_carried:
+        rows_D = np.arange(count)
+        return tokens_D, rows_D, rows_D
+    histories, starts_D = decodes.members.histories, decodes.starts_D
+    is_carried_D = column(map(len, histories), count) <= starts_D
+    for at in np.flatnonzero(~is_carried_D).tolist():
+        tokens_D[at] = histories[at][starts_D[at]]
+    carried_D = np.flatnonzero(is_carried_D)
+    return tokens_D, carried_D, column(map(_sampled_row, decodes.requests), count)[carried_D]
 
 
 def _slots(

@@ -23,9 +23,10 @@ from graft_runtime.sampling.plugins import BoundProcessor
 class Request:
     """A sequence of tokens on its way.
 
-    ``tokens`` is the prompt followed by the output, as far as the host knows it; ``num_pending``
-    more are being sampled. ``num_computed`` of them have their keys and values in the cache, or are
-    in a step that has been launched; a request decodes when exactly one is left to launch.
+    ``tokens`` is the prompt followed by the output, as far as the host knows it; ``length`` counts
+    those that are being sampled, too. ``num_computed`` of them have their keys and values in the
+    cache, or are in a step that has been launched; a request decodes when exactly one is left to
+    launch.
     """
 
     request_id: str
@@ -56,10 +57,10 @@ class Request:
     rope_variant: int = 0
     """See `RopeSpec.variant`; the same from the first token to the last."""
     num_computed: int = 0
-    num_pending: int = 0
-    """Tokens that launched steps will bring."""
-    num_launched: int = 0
-    """Launched steps that name it and have not retired."""
+    length: int = field(init=False)
+    """Tokens so far, those included that launched steps will bring."""
+    in_cohort: bool = False
+    """Whether it decodes in a `Cohort`: then the two above are of no meaning until it leaves."""
     sampled_row: int = 0
     """Where its pending token is among those that the latest step samples."""
     blocks: list[int] = field(default_factory=list)
@@ -87,9 +88,6 @@ class Request:
     has_ended: bool = False
     """Whether nothing more is to be said to its client."""
 
-    planned_table: list[int] | None = None
-    """The table as the last plan had it, see `build_plan`; None once the table has changed."""
-
     prompt_scores: list[TokenScore] = field(default_factory=list)
     """Of the prompt's second token and those after it, as far as known."""
     pooled_H: FloatArray | None = None
@@ -99,6 +97,8 @@ class Request:
 
     is_plain: bool = field(init=False)
     """Whether nothing is wanted but tokens."""
+    is_followed: bool = field(init=False)
+    """Whether something on the host takes in each of its tokens."""
     is_free: bool = field(init=False)
     """Whether its next token depends on logits and parameters alone, and not on its last ones."""
     sampling_record: bytes = field(init=False)
@@ -107,7 +107,9 @@ class Request:
     def __post_init__(self) -> None:
         # Kept, and not properties: they are asked for every row of every step.
         sampling = self.sampling
+        self.length = len(self.tokens)
         self.is_plain = sampling.prompt_logprobs is None and sampling.pooling is None
+        self.is_followed = sampling.grammar is not None or self.thought is not None
         followers = (self.rules, sampling.grammar, self.thought, sampling.watermark)
         self.is_free = all(one is None for one in followers) and not self.processors
         self.sampling_record = record_of(sampling, self.num_prompt)
@@ -136,19 +138,14 @@ class Request:
         return len(self.tokens) - self.num_prompt
 
     @property
-    def length(self) -> int:
-        """Tokens so far, those included that are being sampled."""
-        return len(self.tokens) + self.num_pending
-
-    @property
     def num_remaining(self) -> int:
         """Tokens still to launch before the next one can be sampled."""
-        return len(self.tokens) + self.num_pending - self.num_computed
+        return self.length - self.num_computed
 
     @property
     def is_complete(self) -> bool:
         """Whether the tokens that are being sampled are its last ones, whatever they are."""
-        return len(self.tokens) + self.num_pending >= self.max_length
+        return self.length >= self.max_length
 
     @property
     def may_yield(self) -> bool:
@@ -173,7 +170,7 @@ class Request:
 
     def take(self, found: list[int], new: list[int]) -> None:
         """Begin a table with what the prefix cache had, and blocks for what is to be computed."""
-        self.blocks, self.planned_table = found + new, None
+        self.blocks = found + new
         self.num_released = found.count(RELEASED)
 
     def release(self, end: int) -> list[int]:
@@ -181,7 +178,7 @@ class Request:
         behind = self.blocks[self.num_released : end]
         if behind:
             self.blocks[self.num_released : end] = [RELEASED] * len(behind)
-            self.num_released, self.planned_table = end, None
+            self.num_released = end
         return behind
 
     def check_integrity(self) -> None:
@@ -197,7 +194,6 @@ class Request:
 
     def append(self, token_id: int) -> FinishReason | None:
         """Add a sampled token and tell whether the request ends with it."""
-        self.num_pending -= 1
         self.tokens.append(token_id)
         if self.thought is not None:
             self.thought.add(token_id)

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from graft_runtime.engine.batch import NO_DECODES, Batch, Decodes, Row, row_of
+from graft_runtime.engine.batch import Batch, Row, row_of
+from graft_runtime.engine.cohort import Cohort
 from graft_runtime.engine.fair_share import FairShare
 from graft_runtime.engine.kv_cache import BlockPool, blocks_for, blocks_seen
 from graft_runtime.engine.launched import LaunchedSteps
 from graft_runtime.engine.request import Request
 from graft_runtime.engine.waiting import WaitingQueue
+from graft_runtime.errors import GraftRuntimeError
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ class Scheduler:
         self._gate = gate
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []
+        """In the order of their rank."""
+        self._apart: list[Request] = []
+        """Those of them that are not in the cohort, in the same order."""
         self._share = FairShare()
         self._waiting = WaitingQueue(self._share)
         self._launched = LaunchedSteps(pool, self._share, limits.block_size, limits.window)
-        self._decoded: tuple[list[Request], Decodes] = [], NO_DECODES
-        """Who decodes in the latest step, as they were found and as its rows."""
+        self._cohort = Cohort(limits.block_size)
         self._scoring_left = 0
         self._coming = 0
 
@@ -94,16 +98,18 @@ class Scheduler:
         """Return the adapters' slots that running requests or launched steps name."""
         slots = {request.slot for request in self._running}
         for batch in self._launched:
-            slots.update(batch.decodes.slots_D.tolist(), (row.slot for row in batch.others))
+            slots.update(batch.decodes.members.slots_D.tolist(), (row.slot for row in batch.others))
         return slots - {0}
 
     def remove(self, request: Request) -> None:
         """End a request in whatever phase it is; what it holds is free once no step names it."""
+        self._leave_cohort(request)
         request.has_ended = True
+        self._launched.drop(request)
         del self._requests[request.request_id]
         self._share.leave(request.tenant)
         if request.blocks:
-            self._running.remove(request)
+            self._stop_running(request)
             self._let_go(request)
         else:
             self._waiting.remove(request)
@@ -114,14 +120,18 @@ class Scheduler:
         self._coming = self._launched.num_coming
         self._displace()
         rows: list[Row] = []
-        decodes, prompts = self._schedule_decodes(rows, self.limits.max_batch_tokens)
-        budget = self.limits.max_batch_tokens - len(decodes) - len(rows)
-        if decodes or rows:
+        self._ready_cohort()
+        joining, prompts = self._schedule_decodes(
+            rows, self.limits.max_batch_tokens - len(self._cohort)
+        )
+        self._join_cohort(joining)
+        budget = self.limits.max_batch_tokens - len(self._cohort) - len(rows)
+        if self._cohort or rows:
             budget = min(budget, self.limits.max_chunk_tokens)
         budget = self._schedule_prompts(prompts, rows, budget)
         self._schedule_waiting(rows, budget)
         rows.sort(key=_place)
-        return self._launched.launch(Batch(rows, self._as_columns(decodes)))
+        return self._launched.launch(Batch(rows, self._cohort.march()))
 
     def launch(self, rows: Sequence[Row]) -> Batch:
         """Advance requests as if a step of these rows had succeeded already."""
@@ -129,10 +139,17 @@ class Scheduler:
 
     def retire(self, batch: Batch) -> None:
         """End the oldest launched step; see `LaunchedSteps.retire`."""
-        self._launched.retire(batch)
+        shorter = [request for request in self._launched.retire(batch) if request.in_cohort]
+        if shorter:
+            self._cohort.retable(shorter)
+
+    def is_launched(self, request: Request) -> bool:
+        """Whether a step that has not retired computes something of a request."""
+        return self._launched.has(request)
 
     def roll_back(self) -> None:
         """Undo all launched steps, the latest first: none of them brought anything."""
+        self._dissolve_cohort()
         self._launched.roll_back()
 
     def forget_history(self) -> None:
@@ -149,8 +166,28 @@ class Scheduler:
         self.pool.check_integrity(tables + self._launched.held)
         for request in self._running:
             request.check_integrity()
+        if self._apart != [request for request in self._running if not request.in_cohort]:
+            message = "requests are lost between the cohort and the others"
+            raise GraftRuntimeError(message)
 
     # Choosing rows.
+
+    def _ready_cohort(self) -> None:
+        """Give the cohort's members the blocks for their next token; where these are few, dissolve.
+
+        Then nobody who decodes has to make room in this step, or everybody is asked in turn.
+        """
+        for request in self._cohort.complete():
+            self._leave_cohort(request)
+        short = self._cohort.short()
+        others = sum(request.num_remaining == 1 for request in self._apart)
+        if len(short) + others > self.pool.num_free:
+            self._dissolve_cohort()
+            return
+        for request in short:
+            self.pool.extend(request.blocks)
+        if short:
+            self._cohort.widen(short)
 
     def _schedule_decodes(
         self, rows: list[Row], budget: int
@@ -158,25 +195,23 @@ class Scheduler:
         """Choose the requests that get one more token, and find those whose prompt is under way.
 
         Returns:
-            Requests whose rows need not be told apart, and those with more than one token left.
-            What is a row of its own goes to ``rows``.
+            Requests that may join the cohort, and those with more than one token left. What is a
+            row of its own goes to ``rows``.
         """
         size = self.limits.block_size
         decodes: list[Request] = []
         prompts: list[Request] = []
-        for request in list(self._running):
-            # `num_remaining` and `is_complete`, written out: this runs for every row of every step.
-            length = len(request.tokens) + request.num_pending
-            computed = request.num_computed
-            if length - computed != 1:
-                if length > computed:
+        for request in list(self._apart):
+            if request.num_remaining != 1:
+                if request.num_remaining > 1:
                     prompts.append(request)
                 continue
-            if not budget or length >= request.max_length or not request.blocks:
+            if not budget or request.is_complete or not request.blocks:
                 continue
-            if len(request.blocks) * size > computed or self._extend(request):
+            has_room = len(request.blocks) * size > request.num_computed
+            if has_room or self._extend(request):
                 budget -= 1
-                if request.is_plain and computed >= request.num_prompt:
+                if request.is_plain and request.num_computed >= request.num_prompt:
                     decodes.append(request)
                 else:
                     rows.append(row_of(request, 1))
@@ -208,7 +243,7 @@ class Scheduler:
 
     def _slot(self, request: Request) -> int | None:
         """Return the slot in which a waiting request may run; None while it cannot."""
-        if request.num_launched:
+        if request.admitted and self._launched.has(request):
             return None  # it was preempted under a step that has not retired
         return 0 if request.adapter is None else self._gate(request.adapter)
 
@@ -234,6 +269,7 @@ class Scheduler:
         request.length_at_admission = request.length
         self._count_hits(request)
         insort(self._running, request, key=_rank)
+        insort(self._apart, request, key=_rank)
         return True
 
     def _count_hits(self, request: Request) -> None:
@@ -253,12 +289,26 @@ class Scheduler:
     def _may_score(self, request: Request) -> bool:
         return self._scoring_left > 0 or not request.is_scoring
 
-    def _as_columns(self, requests: list[Request]) -> Decodes:
-        """Return the rows of those that decode; often they are those of the step before."""
-        before, decodes = self._decoded
-        decodes = decodes.again() if requests == before else Decodes.of(requests)
-        self._decoded = requests, decodes
-        return decodes
+    # The cohort.
+
+    def _join_cohort(self, requests: Sequence[Request]) -> None:
+        self._cohort.join(requests)
+        if requests:
+            self._apart = [request for request in self._apart if not request.in_cohort]
+
+    def _leave_cohort(self, request: Request) -> None:
+        if request.in_cohort:
+            self._cohort.leave(request)
+            insort(self._apart, request, key=_rank)
+
+    def _dissolve_cohort(self) -> None:
+        if self._cohort:
+            self._cohort.dissolve()
+            self._apart = self._running.copy()
+
+    def _stop_running(self, request: Request) -> None:
+        self._running.remove(request)
+        self._apart.remove(request)
 
     # Making room.
 
@@ -266,6 +316,7 @@ class Scheduler:
         """Preempt for the next waiting request what is of a lower class, if that lets it run."""
         if not self._running or self._running[-1].priority <= self._waiting.first_priority:
             return
+        self._dissolve_cohort()
         best = next(self._waiting.candidates())
         missing = blocks_for(len(best.tokens), self.limits.block_size) + 1
         lower = [one for one in reversed(self._running) if one.priority > best.priority]
@@ -294,7 +345,6 @@ class Scheduler:
             if victim is request:
                 return False
         self.pool.extend(request.blocks)
-        request.planned_table = None
         return True
 
     def _victim(self, request: Request) -> Request | None:
@@ -310,7 +360,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Take a request's blocks; it is computed again from the start when there is room."""
         self.num_preemptions += 1
-        self._running.remove(request)
+        self._stop_running(request)
         self._let_go(request)
         request.epoch += 1
         request.num_computed = 0

@@ -20,6 +20,7 @@ from graft_runtime.sampling.interface import DeviceLogitsProcessor, Row
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class SamplingBatch:
     """Whether anyone wants log probabilities."""
     num_top_S: IntArray
     """How many of the likeliest tokens are wanted with their log probabilities."""
-    is_processed_S: npt.NDArray[np.bool_]
+    is_processed_S: BoolArray
     """Whether log probabilities are those of the distribution that is drawn from."""
     edits: Edits | None
     penalties: Penalties | None = None

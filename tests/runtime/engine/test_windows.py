@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graft_runtime.engine.batch import Batch
 from graft_runtime.engine.kv_cache import RELEASED, blocks_for
 from graft_runtime.engine.plan import build_plan
 from tests.support.engine_bench import BLOCK_SIZE, MAX_MODEL_LEN, Bench
@@ -82,17 +83,18 @@ def test_a_block_is_kept_until_the_step_that_was_told_of_it_has_retired() -> Non
 def test_a_plan_names_a_block_that_is_there_in_place_of_each_that_is_not() -> None:
     bench = Bench(window=WINDOW)
     bench.submit([1, 2, 3], max_tokens=44, ignore_eos=True)
-    seen = False
-    while bench.engine.has_work:
-        bench.step()
-        flight = bench.engine._flight
-        if flight is not None:
-            (row,) = flight.batch.rows
-            first = row.request.num_released
-            seen = seen or first > 1
-            (table,) = build_plan(flight.batch, BLOCK_SIZE).block_tables
-            assert table == [row.table[first]] * first + row.table[first:]
-    assert seen
+    released = []
+
+    def check(batch: Batch) -> None:
+        (request,) = batch.requests()
+        (table,) = build_plan(batch, BLOCK_SIZE).block_tables
+        first = request.num_released
+        assert table == [request.blocks[first]] * first + request.blocks[first:]
+        released.append(first)
+
+    bench.on_schedule(check)
+    bench.drain()
+    assert max(released) > 1
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 5, 8, 13])
