@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,16 @@ tokens the member's blocks hold, and the block of its latest token; the others a
 _NO_COLUMNS: Final[IntArray] = np.zeros((7, 0), dtype=np.int64)
 
 _slot = attrgetter("slot")
+
+
+class _Lists(NamedTuple):
+    """What is kept of each member beside the columns, in their order; see `Members`."""
+
+    requests: list[Request]
+    ids: list[str]
+    histories: list[list[int]]
+    epochs: list[int]
+    tables: list[list[int]]
 
 
 class Cohort:
@@ -54,26 +64,24 @@ class Cohort:
 
     def join(self, requests: Sequence[Request]) -> None:
         """Take in requests that have one token left to launch, and the block for it."""
-        self._close_ranks()
         if not requests:
             return
+        self._close_ranks()
         new = sorted(requests, key=_slot)
         columns = np.array([self._column(request) for request in new], dtype=np.int64).T
         places = np.searchsorted(self._columns[_SLOT], columns[_SLOT], side="right")
         self._columns = np.insert(self._columns, places, columns, axis=1)
-        old, tables = self._members, self._tables.copy()
-        members, ids = old.requests.copy(), old.ids.copy()
-        histories, epochs = old.histories.copy(), old.epochs.copy()
+        lists = self._copies()
         for place, request in zip(reversed(places.tolist()), reversed(new), strict=True):
-            members.insert(place, request)
-            ids.insert(place, request.request_id)
-            histories.insert(place, request.tokens)
-            epochs.insert(place, request.epoch)
-            tables.insert(place, readable(request.blocks, request.num_released))
+            lists.requests.insert(place, request)
+            lists.ids.insert(place, request.request_id)
+            lists.histories.insert(place, request.tokens)
+            lists.epochs.insert(place, request.epoch)
+            lists.tables.insert(place, readable(request.blocks, request.num_released))
             request.in_cohort = True
             self._tenants[request.tenant] += 1
             self._stop_ids[request.stop_ids] += 1
-        self._set_members(members, ids, histories, epochs, tables)
+        self._set_members(lists)
 
     def leave(self, request: Request) -> None:
         """Let a member go, and tell it how far it has come."""
@@ -146,31 +154,33 @@ class Cohort:
         """Take those out of the columns that have left."""
         if not self._left:
             return
-        old, tables = self._members, self._tables.copy()
-        members, ids = old.requests.copy(), old.ids.copy()
-        histories, epochs = old.histories.copy(), old.epochs.copy()
+        lists = self._copies()
         self._columns = np.delete(self._columns, self._left, axis=1)
         for place in sorted(self._left, reverse=True):
-            for column in (members, ids, histories, epochs, tables):
-                del column[place]
+            for each in lists:
+                del each[place]
         self._left = []
-        self._set_members(members, ids, histories, epochs, tables)
+        self._set_members(lists)
 
-    def _set_members(
-        self,
-        requests: list[Request],
-        ids: list[str],
-        histories: list[list[int]],
-        epochs: list[int],
-        tables: list[list[int]],
-    ) -> None:
+    def _copies(self) -> _Lists:
+        """Return lists to change: steps are under way with the others."""
+        now = self._members
+        return _Lists(
+            now.requests.copy(),
+            now.ids.copy(),
+            now.histories.copy(),
+            now.epochs.copy(),
+            self._tables.copy(),
+        )
+
+    def _set_members(self, lists: _Lists) -> None:
         columns = self._columns
-        self._tables = tables
+        self._tables = lists.tables
         self._members = Members(
-            requests,
-            ids,
-            histories,
-            epochs,
+            lists.requests,
+            lists.ids,
+            lists.histories,
+            lists.epochs,
             slots_D=columns[_SLOT],
             rope_variants_D=columns[_ROPE],
             limits_D=columns[_LIMIT],

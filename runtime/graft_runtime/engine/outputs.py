@@ -61,9 +61,8 @@ def step_output(batch: Batch, sampled: IntArray, result: StepResult) -> StepOutp
     if not num_decodes or not result.is_plain:
         return StepOutput(None, list(_row_outputs(batch.rows, sampled, result)))
     tokens_L = result.token_ids_S
-    num_ending = num_decodes + sum(row.samples for row in batch.others)
-    if len(tokens_L) < num_ending:  # some have ended between the launch and the sampling
-        tokens_L = np.full(num_ending, NOT_FINITE)
+    if len(tokens_L) < len(batch.ending):  # some have ended between the launch and the sampling
+        tokens_L = np.full(len(batch.ending), NOT_FINITE)
         tokens_L[sampled] = result.token_ids_S
     fresh = iter(tokens_L[num_decodes:].tolist())
     rows = [RowOutput(next(fresh)) if row.samples else RowOutput() for row in batch.others]

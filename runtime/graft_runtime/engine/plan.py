@@ -132,7 +132,7 @@ def _plan_of_decodes(decodes: Decodes, block_size: int) -> StepPlan:
         carried_C=carried_C,
         carried_from_C=carried_from_C,
         positions_T=positions_T,
-        slot_mapping_T=decodes.blocks_D * block_size + positions_T % block_size,
+        slot_mapping_T=_slots_of_decodes(decodes, block_size),
         query_starts=starts,
         seq_lens_R=positions_T + 1,
         block_tables=decodes.tables,
@@ -154,7 +154,7 @@ def _plan_of_any(batch: Batch, block_size: int) -> StepPlan:
     query_starts = _starts(counts)
     tables = [readable(row.table, row.request.num_released) for row in others]
     positions_T = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - computed, counts)
-    slots_D = decodes.blocks_D * block_size + decodes.starts_D % block_size
+    slots_D = _slots_of_decodes(decodes, block_size)
     slots_of_others = _slots(tables, counts[num_decodes:], positions_T[num_decodes:], block_size)
     sampled = [at for at, row in enumerate(others, num_decodes) if row.samples]
     # Few steps have any of these, and then few rows of them.
@@ -226,6 +226,12 @@ def _tokens_of_decodes(decodes: Decodes) -> tuple[IntArray, IntArray, IntArray]:
         tokens_D[at] = histories[at][starts_D[at]]
     carried_D = np.flatnonzero(is_carried_D)
     return tokens_D, carried_D, column(map(_sampled_row, decodes.requests), count)[carried_D]
+
+
+def _slots_of_decodes(decodes: Decodes, block_size: int) -> IntArray:
+    """Return where the key and value of each row's only token go."""
+    slots_D: IntArray = decodes.blocks_D * block_size + decodes.starts_D % block_size
+    return slots_D
 
 
 def _slots(

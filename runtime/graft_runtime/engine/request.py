@@ -105,13 +105,13 @@ class Request:
     """Its parameters; see `graft_runtime.engine.sampling_columns`."""
 
     def __post_init__(self) -> None:
-        # Kept, and not properties: they are asked for every row of every step.
+        # Kept, and not properties: they are asked of all rows whenever some come or go.
         sampling = self.sampling
         self.length = len(self.tokens)
         self.is_plain = sampling.prompt_logprobs is None and sampling.pooling is None
         self.is_followed = sampling.grammar is not None or self.thought is not None
-        followers = (self.rules, sampling.grammar, self.thought, sampling.watermark)
-        self.is_free = all(one is None for one in followers) and not self.processors
+        has_rules = self.rules is not None or sampling.watermark is not None
+        self.is_free = not (self.is_followed or has_rules or self.processors)
         self.sampling_record = record_of(sampling, self.num_prompt)
 
     @property

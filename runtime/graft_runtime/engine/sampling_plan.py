@@ -79,13 +79,13 @@ class SamplingPlanner:
             lengths_S: How many tokens they have.
         """
         fixed = self._fixed
-        penalties = None if fixed is None else fixed.batch.penalties
         if fixed is None or fixed.requests != requests:  # requests compare by identity
             fixed = self._fixed = _fixed(requests)
             for place, request in enumerate(requests):
                 request.sampled_row = place
-            # Nobody has to be told twice as long as the same requests get a token.
             penalties = _telling(fixed)
+        else:  # nobody has to be told twice as long as the same requests get a token
+            penalties = fixed.batch.penalties
         return replace(
             fixed.batch,
             position_S=lengths_S - fixed.num_prompt_S,

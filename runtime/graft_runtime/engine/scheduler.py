@@ -293,8 +293,7 @@ class Scheduler:
 
     def _join_cohort(self, requests: Sequence[Request]) -> None:
         self._cohort.join(requests)
-        if requests:
-            self._apart = [request for request in self._apart if not request.in_cohort]
+        self._apart = [request for request in self._apart if not request.in_cohort]
 
     def _leave_cohort(self, request: Request) -> None:
         if request.in_cohort:
